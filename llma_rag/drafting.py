@@ -25,8 +25,8 @@ class Draft:
         tokens: Token id of each node.
         parents: Index of each node's parent, `ROOT` for a node that follows the context.
         places: Where each token was copied from; None for a token that no text gave.
-        probabilities: Estimated probability that the whole path to the node is accepted; empty where
-            the drafter does not estimate it.
+        probabilities: Estimated probability that the whole path to the node is accepted; empty
+            where the drafter does not estimate it.
     """
 
     tokens: tuple[int, ...] = ()
