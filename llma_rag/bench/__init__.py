@@ -1,0 +1,1 @@
+"""Measure drafting and decoding; JSON in, JSON out."""

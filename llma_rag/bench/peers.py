@@ -1,0 +1,75 @@
+"""Drafters to measure against, each as its authors published it."""
+
+from collections.abc import Sequence
+
+from llma_rag.drafting import Draft
+
+
+class PublishedLLMA:
+    """LLMA (arXiv 2304.04487) as its authors' code does it: n-gram matches in the references.
+
+    The longest n-gram of at most `longest_match` tokens and at least `min_match_length` (n) that
+    stands in a reference is copied from at its first place, `draft_length` (k) tokens.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Sequence[int]],
+        *,
+        min_match_length: int = 1,
+        longest_match: int = 5,
+        draft_length: int = 20,
+    ) -> None:
+        self.draft_length = draft_length
+        self._references = references
+        self._lengths = range(max(longest_match, min_match_length), min_match_length - 1, -1)
+        self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+        for length in self._lengths:
+            for number, reference in enumerate(references):
+                for end in range(length, len(reference)):
+                    ngram = tuple(reference[end - length : end])
+                    self._places.setdefault(ngram, (number, end))
+
+    def draft(self, context: Sequence[int], budget: int) -> Draft:
+        """Propose what follows the first match of the end of `context`."""
+        for length in self._lengths:
+            found = self._places.get(tuple(context[-length:]))
+            if found is not None:
+                number, start = found
+                room = min(budget, self.draft_length)
+                return Draft.chain(self._references[number][start : start + room])
+        return Draft()
+
+
+class PromptLookup:
+    """Prompt lookup as `transformers` does it: the first match of the longest n-gram.
+
+    The context is searched anew at every step; `transformers` 5.23 with its default of n-grams of
+    at most 2 tokens and 10 drafted tokens.
+    """
+
+    def __init__(self, *, match_length: int = 2, draft_length: int = 10) -> None:
+        self.match_length = match_length
+        self.draft_length = draft_length
+
+    def draft(self, context: Sequence[int], budget: int) -> Draft:
+        """Propose what follows the first match of the end of `context` in itself."""
+        room = min(budget, self.draft_length)
+        for length in range(min(self.match_length, len(context) - 1), 0, -1):
+            start = _find_first(context, context[-length:])
+            if start is not None:
+                return Draft.chain(context[start + length : start + length + room])
+        return Draft()
+
+
+def _find_first(context: Sequence[int], ngram: Sequence[int]) -> int | None:
+    """Return where `ngram` first stands in `context` with a token behind it."""
+    first, length, last = ngram[0], len(ngram), len(context) - len(ngram)
+    start = -1
+    while True:
+        try:
+            start = context.index(first, start + 1, last)
+        except ValueError:
+            return None
+        if context[start : start + length] == ngram:
+            return start
