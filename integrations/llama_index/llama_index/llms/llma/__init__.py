@@ -1,0 +1,6 @@
+"""LlamaIndex LLM that copies from retrieved nodes without changing the answer."""
+
+from llama_index.llms.llma.citations import Citation, citations_of
+from llama_index.llms.llma.explicit import references
+
+__all__ = ["Citation", "citations_of", "references"]

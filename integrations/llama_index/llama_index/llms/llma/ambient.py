@@ -1,0 +1,83 @@
+"""Remember what was retrieved in this context, for a model call that shares no span with it."""
+
+import threading
+from collections import OrderedDict
+from contextvars import ContextVar
+
+from llama_index.llms.llma.captured import Capture, CapturedNode
+
+MAX_AMBIENT = 4
+"""Most captures one context remembers."""
+
+_WHOLE = 96
+_PROBE = 64
+
+_ambient: ContextVar[tuple[Capture, ...]] = ContextVar("llma_ambient", default=())
+
+
+def remember(captures: tuple[Capture, ...]) -> None:
+    """Keep the captures of a request that ended in this context, newest first."""
+    _ambient.set((captures + _ambient.get())[:MAX_AMBIENT])
+    process_scope.add(captures)
+
+
+def forget() -> None:
+    """Forget what this context remembers."""
+    _ambient.set(())
+
+
+def remembered_in(prompt: str) -> Capture | None:
+    """Return the remembered nodes whose text stands in `prompt`.
+
+    That condition keeps a pooled thread from handing one user's nodes to the next.
+    """
+    nodes = tuple(
+        node for capture in _ambient.get() for node in capture.nodes if stands_in(node.text, prompt)
+    )
+    return Capture(nodes) if nodes else None
+
+
+def stands_in(text: str, prompt: str) -> bool:
+    """Say whether a text, or the beginning, middle or end of a long one, stands in the prompt."""
+    text = text.strip()
+    if len(text) <= _WHOLE:
+        return bool(text) and text in prompt
+    middle = len(text) // 2
+    probes = (text[:_PROBE], text[-_PROBE:], text[middle : middle + _PROBE])
+    return any(probe in prompt for probe in probes)
+
+
+class ProcessScope:
+    """Nodes retrieved anywhere in this process, found again by their whole text.
+
+    Opt-in, for programs that serve one user: two users may own the same text under different ids.
+    """
+
+    MAX_KEPT = 256
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._lock = threading.Lock()
+        self._nodes: OrderedDict[tuple[str | None, str], CapturedNode] = OrderedDict()
+
+    def add(self, captures: tuple[Capture, ...]) -> None:
+        """Keep nodes, newest last; does nothing until an LLM asks for this scope."""
+        if not self.enabled:
+            return
+        with self._lock:
+            for capture in captures:
+                for node in capture.nodes:
+                    self._nodes[node.id, node.text] = node
+                    self._nodes.move_to_end((node.id, node.text))
+            while len(self._nodes) > self.MAX_KEPT:
+                self._nodes.popitem(last=False)
+
+    def look_up(self, prompt: str) -> Capture | None:
+        """Return the nodes whose whole text stands in `prompt`."""
+        with self._lock:
+            kept = tuple(self._nodes.values())
+        nodes = tuple(node for node in kept if node.text.strip() in prompt)
+        return Capture(nodes) if nodes else None
+
+
+process_scope = ProcessScope()

@@ -1,0 +1,161 @@
+"""Tell which characters of a response were copied from which node, and keep that per response."""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.schema import BaseNode
+
+from llama_index.llms.llma.captured import CapturedNode
+from llama_index.llms.llma.spans import MAX_ANSWERS, active_span, tree
+from llama_index.llms.llma.streams import active_stream
+from llma_rag import CopiedSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Characters of an answer that equal characters of a node.
+
+    Attributes:
+        start: First character in the answer.
+        end: One past the last character in the answer.
+        text: The characters themselves.
+        node_id: Id of the node; None for a reference given as a string.
+        node_start: First character in the node's text at the moment of capture.
+        node_end: One past the last character in that text.
+        title: File name of the node where its metadata has one, else its id.
+        number: Its place, from 1, in the references of the model call that copied it.
+        node: The node itself; None for a reference that was none.
+    """
+
+    start: int
+    end: int
+    text: str
+    node_id: str | None
+    node_start: int
+    node_end: int
+    title: str
+    number: int
+    node: BaseNode | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the citation without its node, as JSON can hold it."""
+        names = ("start", "end", "text", "node_id", "node_start", "node_end", "title", "number")
+        return {name: getattr(self, name) for name in names}
+
+
+class Answer(NamedTuple):
+    """What one model call wrote, and what of it was copied."""
+
+    text: str
+    citations: tuple[Citation, ...]
+
+
+def cite(
+    text: str, spans: Iterable[CopiedSpan], nodes: Sequence[CapturedNode], min_characters: int
+) -> tuple[Citation, ...]:
+    """Turn the copied spans of an answer into citations of at least `min_characters`."""
+    citations = []
+    for span in spans:
+        if span.end - span.start < min_characters:
+            continue
+        node = nodes[span.reference_index]
+        citations.append(
+            Citation(
+                start=span.start,
+                end=span.end,
+                text=text[span.start : span.end],
+                node_id=node.id,
+                node_start=span.reference_start,
+                node_end=span.reference_end,
+                title=_title(node),
+                number=span.reference_index + 1,
+                node=node.node,
+            )
+        )
+    return tuple(citations)
+
+
+def _title(captured: CapturedNode) -> str:
+    metadata = captured.node.metadata if captured.node is not None else {}
+    named = (metadata.get(key) for key in ("title", "file_name", "file", "source", "url"))
+    return str(next((name for name in named if name), captured.id or ""))
+
+
+def note_answer(answer: Answer) -> None:
+    """Remember a finished answer where the response that will hold it can find it.
+
+    Runs in the reader's context, never in a worker thread.
+    """
+    if answer.citations:
+        note_answers([answer])
+
+
+def note_answers(answers: Sequence[Answer]) -> None:
+    """Remember several finished answers; see `note_answer`."""
+    span, stream = active_span(), active_stream.get()
+    if span is not None and (stream is None or span.stream is stream):
+        tree.answered(span, answers)
+    elif stream is not None:
+        stream.answers.extend(answers)
+        del stream.answers[:-MAX_ANSWERS]
+
+
+_cited: dict[int, tuple[weakref.ref[Any], tuple[Citation, ...]]] = {}
+
+
+def attach(response: Any, text: object, answers: Sequence[Answer]) -> None:
+    """Keep, as long as `response` lives, the citations of those answers that stand in its text."""
+    if not isinstance(text, str):
+        return
+    citations = sorted(_place(text, answers), key=lambda citation: (citation.start, citation.end))
+    if not citations:
+        return
+    key = id(response)
+    try:
+        reference = weakref.ref(response, lambda _: _cited.pop(key, None))
+    except TypeError:
+        return
+    _cited[key] = (reference, tuple(citations))
+
+
+def _place(text: str, answers: Sequence[Answer]) -> set[Citation]:
+    """Return the citations of `answers` in the coordinates of `text`.
+
+    Equal answers are placed one after the other, as `accumulate` joins them.
+    """
+    searched: dict[str, int] = {}
+    placed: set[Citation] = set()
+    for answer in answers:
+        body = answer.text.strip()
+        at = text.find(body, searched.get(body, 0)) if body else -1
+        if at < 0:
+            continue
+        searched[body] = at + len(body)
+        shift = at - (len(answer.text) - len(answer.text.lstrip()))
+        for citation in answer.citations:
+            moved = replace(citation, start=citation.start + shift, end=citation.end + shift)
+            if text[max(moved.start, 0) : moved.end] == moved.text:
+                placed.add(moved)
+    return placed
+
+
+def text_of(response: Any) -> str | None:
+    """Return the text of a response object of the framework."""
+    text = getattr(response, "response", None)
+    if isinstance(text, ChatMessage):
+        text = text.content
+    return text if isinstance(text, str) else None
+
+
+def citations_of(response: object) -> list[Citation]:
+    """Return what a response copied from its nodes, in order of the answer; [] for nothing.
+
+    Works for `Response`, `StreamingResponse`, `AgentChatResponse`, `StreamingAgentChatResponse` and
+    their asynchronous forms; of a streamed one after it was read to its end. `citation.text` equals
+    `str(response)[citation.start:citation.end]` and the node's text at `node_start:node_end`.
+    """
+    reference, citations = _cited.get(id(response), (None, ()))
+    return list(citations) if reference is not None and reference() is response else []

@@ -1,0 +1,140 @@
+"""Keep what each open span of a request has captured, and say what a span may see of it."""
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llama_index.core.instrumentation.span import active_span_id
+
+from llama_index.llms.llma.captured import Capture
+
+if TYPE_CHECKING:
+    from llama_index.llms.llma.citations import Answer
+    from llama_index.llms.llma.streams import StreamScope
+
+MAX_SPANS = 8192
+"""Most open spans; the oldest goes first and only loses its references."""
+
+MAX_CAPTURES = 64
+"""Most captures of one span; the oldest goes first."""
+
+MAX_ANSWERS = 32
+"""Most answers with citations that one span or stream remembers; the oldest goes first."""
+
+
+class Span:
+    """An open call of the framework inside a request.
+
+    A plain object with slots: attributes of a pydantic model cost microseconds each.
+    """
+
+    __slots__ = ("answers", "captures", "entry", "id", "is_engine", "is_run", "parent", "stream")
+
+    def __init__(
+        self,
+        span_id: str,
+        parent: "Span | None",
+        entry: int,
+        stream: "StreamScope | None",
+        *,
+        is_engine: bool,
+        is_run: bool,
+    ) -> None:
+        self.id = span_id
+        self.parent = parent
+        self.entry = entry
+        self.stream = stream
+        self.is_engine = is_engine
+        self.is_run = is_run
+        self.captures: list[tuple[int, Capture]] = []
+        self.answers: list[Answer] = []
+
+
+class SpanTree:
+    """The open spans of all requests; a span without a tracked parent is a request's root."""
+
+    def __init__(self) -> None:
+        self._spans: OrderedDict[str, Span] = OrderedDict()
+        self._lock = threading.Lock()
+        self._clock = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def get(self, span_id: str | None) -> Span | None:
+        """Return an open span."""
+        return self._spans.get(span_id) if span_id else None
+
+    def open(
+        self,
+        span_id: str,
+        parent: Span | None,
+        stream: "StreamScope | None",
+        *,
+        is_engine: bool,
+        is_run: bool,
+    ) -> Span:
+        """Add a span; it sees what its ancestors captured before now."""
+        span = Span(span_id, parent, next(self._clock), stream, is_engine=is_engine, is_run=is_run)
+        with self._lock:
+            self._spans[span_id] = span
+            if len(self._spans) > MAX_SPANS:
+                self._spans.popitem(last=False)
+        return span
+
+    def pop(self, span_id: str) -> Span | None:
+        """Forget a span that ends."""
+        return self._spans.pop(span_id, None)
+
+    def capture(self, span: Span, capture: Capture) -> None:
+        """Give a span what one call handled."""
+        with self._lock:
+            span.captures.append((next(self._clock), capture))
+            del span.captures[:-MAX_CAPTURES]
+
+    def answered(self, span: Span, answers: Sequence["Answer"]) -> None:
+        """Give a span what the model answered inside it."""
+        with self._lock:
+            span.answers.extend(answers)
+            del span.answers[:-MAX_ANSWERS]
+
+    def hand_up(self, span: Span) -> None:
+        """Give the parent what a span that ends has captured and answered, as arriving now."""
+        parent = span.parent
+        if parent is None or not (span.captures or span.answers):
+            return
+        with self._lock:
+            parent.captures.extend((next(self._clock), capture) for _, capture in span.captures)
+            del parent.captures[:-MAX_CAPTURES]
+            parent.answers.extend(span.answers)
+            del parent.answers[:-MAX_ANSWERS]
+
+    def visible(self, span: Span) -> tuple[Capture, ...]:
+        """Return what a call inside `span` may copy from, nearest and newest first.
+
+        Its own captures, and those its ancestors had before it was entered: siblings that run at
+        the same time never see each other. The climb ends at the nearest engine with captures, so
+        that two queries made by one workflow step stay apart.
+        """
+        found: list[Capture] = []
+        before: float = float("inf")
+        node: Span | None = span
+        while node is not None:
+            found.extend(
+                capture for arrival, capture in reversed(node.captures) if arrival < before
+            )
+            if node.is_engine and found:
+                break
+            before, node = node.entry, node.parent
+        return tuple(found)
+
+
+tree = SpanTree()
+"""One for the process, as the dispatcher that feeds it is."""
+
+
+def active_span() -> Span | None:
+    """Return the tracked span this context runs in."""
+    return tree.get(active_span_id.get())
