@@ -1,0 +1,268 @@
+"""A local chat model that copies from the documents of its chain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import (
+    BaseChatModel,
+    LangSmithParams,
+    LanguageModelInput,
+    ModelProfile,
+)
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import Field
+
+from langchain_llma.answers import Call, generation, last_chunk, text_chunk
+from langchain_llma.local_model import MODEL_CONFIG, PROVIDER, LocalModel, given_documents
+from langchain_llma.profiles import profile_of
+from langchain_llma.prompts import prompt_ids, prompt_text
+from langchain_llma.scopes import CapturedDocument, captured_documents, parent_of
+from langchain_llma.structured import (
+    Method,
+    Schema,
+    answer_schema,
+    bind_arguments,
+    parser_of,
+    with_raw,
+)
+
+_BATCH_THREADS = 64
+"""Requests of one `batch` that wait in the engine at the same time."""
+_NOT_TRACED = ("references", "draft", "namespace")
+
+
+class ChatLLMA(LocalModel, BaseChatModel):
+    """A chat model of the Hugging Face kind, run in this process.
+
+    Documents that the chain retrieved are noticed and their words drafted: the answer is the one
+    that plain decoding gives, in fewer forward passes, and says what it copied from where.
+
+    Every field that governs an answer can also be given with a call, under the same name:
+    `temperature`, `top_p`, `top_k`, `seed`, `max_tokens`, `stop`, `timeout`, `model`, and further
+    `references`.
+
+    Example:
+        ```python
+        llm = ChatLLMA(model="Qwen/Qwen3-8B")
+        context = {"context": retriever | format_docs, "question": RunnablePassthrough()}
+        chain = context | prompt | llm | StrOutputParser()
+        ```
+    """
+
+    chat_template: str | None = Field(default=None, repr=False)
+    """A Jinja template to use instead of the tokenizer's."""
+    streaming: bool = False
+    """Whether `invoke` streams inside, for callbacks that follow tokens."""
+
+    model_config = MODEL_CONFIG
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Return where the class is found."""
+        return ["langchain_llma", "chat_models"]
+
+    @property
+    def _llm_type(self) -> str:
+        return "llma-chat"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        told = {name: value for name, value in kwargs.items() if name not in _NOT_TRACED}
+        return super()._get_invocation_params(stop=stop, **told)
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return profile_of(self.model)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Count the tokens of a conversation as its chat template writes it."""
+        formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self.chat_template))
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Let the model call tools.
+
+        Args:
+            tools: Tools, functions, pydantic classes, TypedDicts or schemas in OpenAI's format.
+            tool_choice: `"auto"`, `"none"`, `"any"`, the name of a tool that must be called, or
+                OpenAI's form of it. A forced call is constrained to the tool's schema.
+            strict: No difference here: a forced call always follows the schema.
+            parallel_tool_calls: No difference here: a forced call is a single one.
+            **kwargs: Further arguments of every call.
+
+        Raises:
+            ValueError: If `tool_choice` names no tool of the list.
+        """
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        answer_schema(formatted, tool_choice, None)
+        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self.bind(tools=formatted, **choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: Schema | None = None,
+        *,
+        include_raw: bool = False,
+        method: Method = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answer with an instance of a schema: decoding is constrained to it.
+
+        Args:
+            schema: A pydantic class, a TypedDict class, or a JSON schema.
+            include_raw: Return `{"raw", "parsed", "parsing_error"}` instead of the instance.
+            method: `"json_schema"`, `"function_calling"` (as the forced call of a tool), or
+                `"json_mode"` (any JSON object).
+            strict: No difference here: every answer follows the schema.
+            **kwargs: Further arguments of every call.
+
+        Raises:
+            ValueError: If the method is unknown or needs a schema.
+        """
+        bound = bind_arguments(schema, method)
+        if method == "function_calling":
+            model = self.bind_tools(**bound, **kwargs)
+        else:
+            model = self.bind(**bound, **kwargs)
+        parser = parser_of(schema, method)
+        return with_raw(model, parser) if include_raw else model | parser
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer all inputs; they meet in the engine unless `max_concurrency` keeps them apart."""
+        threads = min(len(inputs), _BATCH_THREADS)
+        configs = config if isinstance(config, list) else [config or {}] * len(inputs)
+        if threads and configs[0].get("max_concurrency") is None:
+            configs = [{**each, "max_concurrency": threads} for each in configs]
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = self._prepare(messages, self._documents(messages, run_manager, kwargs), stop, kwargs)
+        result = call.decoder.generate(call.prompt, **call.arguments)
+        return ChatResult(generations=[generation(call, result)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = await self._aprepare(messages, stop, run_manager, kwargs)
+        result = await call.decoder.agenerate(call.prompt, **call.arguments)
+        return ChatResult(generations=[generation(call, result)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._prepare(messages, self._documents(messages, run_manager, kwargs), stop, kwargs)
+        held = call.held_text()
+        with call.decoder.stream(call.prompt, **call.arguments) as stream:
+            for chunk in stream:
+                if text := held.feed(chunk.text):
+                    yield text_chunk(text)
+            result = stream.result
+        yield last_chunk(call, result, held)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = await self._aprepare(messages, stop, run_manager, kwargs)
+        held = call.held_text()
+        async with call.decoder.astream(call.prompt, **call.arguments) as stream:
+            async for chunk in stream:
+                if text := held.feed(chunk.text):
+                    yield text_chunk(text)
+            result = stream.result
+        yield last_chunk(call, result, held)
+
+    def _documents(
+        self, messages: list[BaseMessage], run_manager: Any, kwargs: dict[str, Any]
+    ) -> tuple[CapturedDocument, ...]:
+        """Given documents, then captured ones; must run in the caller's context."""
+        given = given_documents(kwargs.pop("references", None))
+        if not self.capture:
+            return tuple(given)
+        parent = parent_of(run_manager, messages)
+        return (*given, *captured_documents(prompt_text(messages), parent, messages))
+
+    async def _aprepare(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: Any,
+        kwargs: dict[str, Any],
+    ) -> Call:
+        """Loading and tokenising take time; the event loop does not wait for them."""
+        documents = self._documents(messages, run_manager, kwargs)
+        return await asyncio.to_thread(self._prepare, messages, documents, stop, kwargs)
+
+    def _prepare(
+        self,
+        messages: list[BaseMessage],
+        documents: tuple[CapturedDocument, ...],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+    ) -> Call:
+        options = dict(kwargs)
+        model = options.pop("model", self.model)
+        choice = options.pop("tool_choice", None)
+        tools = tuple(options.pop("tools", None) or ()) if choice != "none" else ()
+        schema = answer_schema(tools, choice, options.pop("response_format", None))
+        options.pop("tools", None)
+        options.pop("stream", None)  # core's own switch, already obeyed
+        decoder = self._decoder_of(model)
+        return Call(
+            decoder=decoder,
+            model=model,
+            prompt=prompt_ids(decoder.tokenizer, messages, tools, self.chat_template),
+            documents=documents,
+            tools=tools,
+            draft=options.pop("draft", self.draft),
+            namespace=options.pop("namespace", self.namespace),
+            options=self._generation_options(stop, options | {"json_schema": schema}),
+            citations=self.citations,
+            min_citation_words=self.min_citation_words,
+        )

@@ -1,0 +1,84 @@
+"""Find the documents inside any value that passes between runnables."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel
+
+MAX_DEPTH = 3
+MAX_DOCUMENTS = 64
+MAX_VALUES = 2000
+_SCALARS = (str, bytes, bytearray, int, float, complex)
+
+
+def harvest(value: object) -> list[Document]:
+    """Return the documents in a runnable's input or output, nearest to its surface first.
+
+    Looks into mappings, lists, tuples, dataclasses, pydantic models and artifacts of tool messages,
+    at most three levels deep; stops after 64 documents or 2,000 values. Never raises.
+
+    >>> harvest({"context": [Document("a passage")]})[0].page_content
+    'a passage'
+    """
+    found: list[Document] = []
+    waiting: deque[tuple[object, int]] = deque([(value, 0)])
+    for _ in range(MAX_VALUES):
+        if not waiting or len(found) == MAX_DOCUMENTS:
+            break
+        item, depth = waiting.popleft()
+        document = _as_document(item)
+        if document is not None:
+            found.append(document)
+        elif depth <= MAX_DEPTH:
+            waiting.extend(
+                (child, depth + 1)
+                for child in _children(item)
+                if child is not None and not isinstance(child, _SCALARS)
+            )
+    return found
+
+
+def _as_document(item: object) -> Document | None:
+    """A checkpointer gives artifacts back as plain mappings; read those as documents again."""
+    if isinstance(item, Document):
+        return item if isinstance(item.page_content, str) else None
+    if not isinstance(item, Mapping):
+        return None
+    text, metadata, id_ = item.get("page_content"), item.get("metadata"), item.get("id")
+    if not isinstance(text, str) or not isinstance(metadata, dict):
+        return None
+    return Document(page_content=text, metadata=metadata, id=id_ if isinstance(id_, str) else None)
+
+
+def _children(item: object) -> Iterable[object]:
+    if isinstance(item, BaseMessage):
+        return (item.artifact,) if isinstance(item, ToolMessage) else ()
+    if isinstance(item, Mapping):
+        return islice(tuple(item.values()), MAX_DOCUMENTS)
+    if isinstance(item, (list, tuple)):
+        return item[-MAX_DOCUMENTS:]
+    return _fields(item)
+
+
+def _fields(item: object) -> Iterable[object]:
+    """Field values of a state object; runnables hold whole stores and are left alone."""
+    if isinstance(item, (type, Runnable)):
+        return ()
+    if isinstance(item, BaseModel):
+        return islice(tuple(item.__dict__.values()), MAX_DOCUMENTS)
+    if dataclasses.is_dataclass(item):
+        return [_field(item, field.name) for field in dataclasses.fields(item)]
+    return ()
+
+
+def _field(item: object, name: str) -> Any:
+    try:
+        return getattr(item, name, None)
+    except Exception:
+        return None

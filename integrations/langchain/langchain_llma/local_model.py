@@ -1,0 +1,258 @@
+"""Name a local model, how it is loaded and asked: what `ChatLLMA` and `LLMA` have in common."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from langchain_core.documents import Document
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+
+import llma_rag
+from langchain_llma.options import fields_of_pipeline, generation_options
+from langchain_llma.scopes import CapturedDocument
+from llma_rag import Reference
+
+if TYPE_CHECKING:
+    from llma_rag import Decoder, GenerationOptions
+
+PROVIDER = "llma"
+MODEL_CONFIG = ConfigDict(
+    populate_by_name=True, extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True
+)
+Given: TypeAlias = Document | Reference | str
+"""What `references=` takes, one or several."""
+
+
+class _Held:
+    """Keeps a decoder out of copies, pickles and dumps of the object that uses it."""
+
+    __slots__ = ("decoder",)
+
+    def __init__(self, decoder: "Decoder | None" = None) -> None:
+        self.decoder = decoder
+
+    def __copy__(self) -> "_Held":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
+        return self
+
+    def __reduce__(self) -> tuple[type["_Held"], tuple[()]]:
+        return (_Held, ())
+
+
+class LocalModel(BaseModel):
+    """Fields and loading shared by the chat model and the text model.
+
+    The weights are loaded at the first call, once per process for equal arguments. What is left
+    unset here and in the call comes from the model's own `generation_config`.
+    """
+
+    model: str = Field(alias="model_name")
+    """Path of a local model or its name on the Hugging Face hub."""
+    tokenizer: str | None = None
+    """Path or name of the tokenizer where it is not the model's."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: str = "auto"
+    """Precision of the weights, for example `"bfloat16"`; `"auto"` takes the checkpoint's."""
+    device: str | int | None = None
+    """Where the model runs; by default on a GPU if there is one."""
+    device_map: str | dict[str, Any] | None = None
+    """Layout over several devices, as in `from_pretrained`."""
+    quantization_config: Any = Field(default=None, repr=False)
+    """A quantisation configuration of transformers."""
+    attn_implementation: str | None = None
+    """Attention backend, as in `from_pretrained`."""
+    trust_remote_code: bool = False
+    """Whether code from the model's repository may run."""
+    hf_token: SecretStr | None = Field(default=None, alias="api_key")
+    """Access token for private models on the hub."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the model's `from_pretrained`."""
+    tokenizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the tokenizer's `from_pretrained`."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """0 decodes greedily, more than 0 samples, unset follows the model's configuration."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens with this probability."""
+    top_k: int | None = None
+    """Sample from this many most probable tokens."""
+    seed: int | None = None
+    """Makes a sampled answer repeatable."""
+    max_tokens: int | None = Field(default=512, alias="max_new_tokens")
+    """Most tokens of the answer."""
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    """Texts before which the answer ends, unless the call gives others."""
+    timeout: float | None = None
+    """Seconds after which an answer is cut, with finish reason `"length"`."""
+    max_retries: int | None = None
+    """Accepted for the sake of the standard parameters: a local call has nothing to retry."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the decoder; see `llma_rag.GenerationOptions`."""
+
+    draft: bool = True
+    """False decodes one token per forward pass; the answer is the same."""
+    capture: bool = True
+    """Whether documents are noticed without being passed; see `langchain_llma.no_capture`."""
+    namespace: str | None = None
+    """Whose requests these are; state that outlives a request never crosses it."""
+    citations: Literal["prompt", "scope", "off"] = "prompt"
+    """Cite copied text of documents that stand in the prompt, of any in scope, or none."""
+    min_citation_words: int = Field(default=4, ge=1)
+    """Shortest copied run that is cited."""
+
+    model_config = MODEL_CONFIG
+
+    _held: _Held = PrivateAttr(default_factory=_Held)
+
+    @field_validator("model", "tokenizer", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @classmethod
+    def from_decoder(cls, decoder: "Decoder", **fields: Any) -> Self:
+        """Use a decoder that is already loaded.
+
+        Args:
+            decoder: The decoder; it stays in use as long as this object and its copies live.
+            **fields: Fields of the class; `model` defaults to the name the model was loaded by.
+        """
+        if "model" not in fields and "model_name" not in fields:
+            config = getattr(decoder.model, "config", None)
+            fields["model"] = getattr(config, "name_or_path", None) or type(decoder.model).__name__
+        made = cls(**fields)
+        made._held = _Held(decoder)
+        return made
+
+    @classmethod
+    def from_huggingface(cls, loaded: Any, **fields: Any) -> Self:
+        """Use the weights of a `ChatHuggingFace`, a `HuggingFacePipeline` or a pipeline.
+
+        Nothing is loaded again; generation arguments of the pipeline are taken over.
+
+        Raises:
+            ValueError: If `loaded` holds no local model, for example an endpoint.
+        """
+        outer = getattr(loaded, "llm", loaded)
+        pipeline = getattr(outer, "pipeline", outer)
+        model = getattr(pipeline, "model", None)
+        tokenizer = getattr(loaded, "tokenizer", None) or getattr(pipeline, "tokenizer", None)
+        if not hasattr(model, "forward") or tokenizer is None:
+            msg = (
+                "`loaded` must hold a local model and its tokenizer, got "
+                f"`{type(loaded).__name__}`. Pass a transformers text-generation pipeline, or a "
+                "`HuggingFacePipeline` or `ChatHuggingFace` over one."
+            )
+            raise ValueError(msg)
+        taken = fields_of_pipeline(getattr(outer, "pipeline_kwargs", None) or {})
+        fields["options"] = {**taken.pop("options"), **fields.get("options", {})}
+        fields = {**taken, **fields}
+        return cls.from_decoder(llma_rag.Decoder(model, tokenizer), **fields)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `langchain_core.load` can write and read the class: yes, without weights."""
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Name the environment variable from which the token is read back."""
+        return {"hf_token": "HF_TOKEN"}
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the ids that the model's own tokenizer gives, special tokens included."""
+        custom: Callable[[str], list[int]] | None = getattr(self, "custom_get_token_ids", None)
+        return (
+            custom(text) if custom is not None else list(self.decoder.tokenizer(text)["input_ids"])
+        )
+
+    @property
+    def decoder(self) -> "Decoder":
+        """The decoder; loads the model when it is first asked for."""
+        if self._held.decoder is None:
+            self._held.decoder = llma_rag.Decoder.shared(self.model, **self._loading())
+        return self._held.decoder
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What traces and caches may know: what changes an answer, and no secrets."""
+        told = (
+            "model", "revision", "dtype", "temperature", "top_p", "top_k", "seed", "max_tokens",
+            "stop", "timeout", "options", "citations", "min_citation_words",
+        )  # fmt: skip
+        return {name: value for name in told if (value := getattr(self, name)) not in (None, {})}
+
+    def _decoder_of(self, model: str) -> "Decoder":
+        if model == self.model:
+            return self.decoder
+        return llma_rag.Decoder.shared(model, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """Only what is set, so that equal requests name the same decoder."""
+        given = {
+            "tokenizer": self.tokenizer,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "device": self.device,
+            "device_map": self.device_map,
+            "quantization_config": self.quantization_config,
+            "attn_implementation": self.attn_implementation,
+            "trust_remote_code": self.trust_remote_code or None,
+            "token": self.hf_token.get_secret_value() if self.hf_token else None,
+            "model_kwargs": self.model_kwargs or None,
+            "tokenizer_kwargs": self.tokenizer_kwargs or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _generation_options(
+        self, stop: Sequence[str] | None, call: Mapping[str, Any]
+    ) -> "GenerationOptions":
+        fields = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "timeout": self.timeout,
+        }
+        return generation_options(fields, self.options, call, {"stop": stop or None})
+
+
+def given_documents(given: Given | Sequence[Given] | None) -> list[CapturedDocument]:
+    """Return the documents of a `references=` argument.
+
+    Raises:
+        TypeError: If an entry is neither a document, a `Reference` nor a text.
+    """
+    if given is None:
+        return []
+    listed = [given] if isinstance(given, (Document, Reference, str)) else list(given)
+    return [CapturedDocument(_as_document(entry), "argument", False) for entry in listed]
+
+
+def as_reference(document: Document) -> Reference:
+    """Return the text of a document under its id or source."""
+    name = document.id or document.metadata.get("source")
+    return Reference(
+        document.page_content,
+        id=str(name) if name is not None else None,
+        metadata=document.metadata,
+    )
+
+
+def _as_document(entry: object) -> Document:
+    if isinstance(entry, Document):
+        return entry
+    if isinstance(entry, Reference):
+        return Document(page_content=entry.text, id=entry.id, metadata=dict(entry.metadata))
+    if isinstance(entry, str):
+        return Document(page_content=entry)
+    msg = (
+        "`references` must hold documents, `llma_rag.Reference` objects or texts, got "
+        f"`{type(entry).__name__}`. Wrap other objects in `Document(page_content=...)`."
+    )
+    raise TypeError(msg)

@@ -1,0 +1,180 @@
+"""Answer at a model call: which documents belong to this run, and which of them to this prompt?"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks.base import BaseCallbackManager
+from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.runnables.config import ensure_config
+
+from langchain_llma.capture import (
+    HANDLER,
+    ModelStart,
+    capture_enabled,
+    model_starts,
+    recent_documents,
+)
+from langchain_llma.harvesting import harvest
+from langchain_llma.run_tree import Origin, Sighting
+
+_FAR = 1_000_000
+"""Distance of a document of another root run: further away than any ancestor."""
+_LOOK_BACK = 64
+"""Messages of a conversation that are searched for artifacts, counted from its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedDocument:
+    """A document that belongs to a model call.
+
+    Attributes:
+        document: The document.
+        origin: How it was noticed.
+        in_prompt: Whether its text stands verbatim in the prompt.
+    """
+
+    document: Document
+    origin: Origin
+    in_prompt: bool
+
+
+def captured_documents(
+    prompt: str, parent_run_id: UUID | None, messages: Sequence[BaseMessage] = ()
+) -> list[CapturedDocument]:
+    """Return the documents to copy from: those in the prompt first, then the nearest, the latest.
+
+    One root run may serve several users (`chain.map()`, LangGraph's `Send`), so documents count
+    only when they come from the nearest common ancestor or stand in the prompt.
+
+    Args:
+        prompt: The text that the model reads.
+        parent_run_id: The run that calls the model; see `parent_of`.
+        messages: The conversation; artifacts of its tool messages count as near.
+    """
+    if not capture_enabled():
+        return []
+    sightings = [*HANDLER.tree.near(parent_run_id), *_from_messages(messages)]
+    found = [(sighting, _stands_in(sighting, prompt)) for sighting in sightings or _recent()]
+    nearest = min((sighting.distance for sighting, _ in found), default=0)
+    scoped = [
+        (sighting, in_prompt)
+        for sighting, in_prompt in _distinct(found)
+        if in_prompt or (sighting.distance == nearest and sighting.origin != "ambient")
+    ]
+    scoped.sort(key=lambda entry: (not entry[1], entry[0].distance, -entry[0].order))
+    return [CapturedDocument(seen.document, seen.origin, inside) for seen, inside in scoped]
+
+
+def parent_of(run_manager: Any, payload: str | Sequence[BaseMessage]) -> UUID | None:
+    """Return the live run that calls the model.
+
+    `BaseChatModel.stream` and the streaming branch of `invoke` give no run manager to `_stream`;
+    then what `on_chat_model_start` saw in this context counts, and last the ambient
+    `RunnableConfig`, which also knows the run when a LangSmith `@traceable` stands between.
+    """
+    if run_manager is not None:
+        announced = run_manager.parent_run_id
+    else:
+        starts = (start for start in model_starts.get() if _same(start.payload, payload))
+        announced = next((start.parent_run_id for start in starts), None)
+    if announced in HANDLER.tree:
+        return announced
+    ambient = ambient_parent()
+    return ambient if ambient in HANDLER.tree else None
+
+
+def ambient_parent() -> UUID | None:
+    """Return the id of the runnable inside which this code runs, by the ambient config."""
+    return getattr(ensure_config().get("callbacks"), "parent_run_id", None)
+
+
+@contextmanager
+def each_prompt_with_its_caller(prompts: Sequence[str], callbacks: Any) -> Iterator[None]:
+    """Remember who asks for which prompt while `BaseLLM.generate` runs.
+
+    `BaseLLM.batch` hands all prompts to one `_generate` with the run manager of the first only.
+    """
+    starts = tuple(
+        ModelStart(getattr(callback, "parent_run_id", None), prompt)
+        for prompt, callback in zip(prompts, _per_prompt(prompts, callbacks), strict=True)
+    )
+    token = model_starts.set(starts)
+    try:
+        yield
+    finally:
+        model_starts.reset(token)
+
+
+def parents_of(prompts: Sequence[str], run_manager: Any) -> list[UUID | None]:
+    """Return the calling run of each prompt of one `_generate`; equal prompts in their order."""
+    if len(prompts) == 1 and run_manager is not None:
+        return [parent_of(run_manager, prompts[0])]
+    starts = list(model_starts.get())
+    parents: list[UUID | None] = []
+    for prompt in prompts:
+        match = next((start for start in starts if start.payload == prompt), None)
+        if match is not None:
+            starts.remove(match)
+        parents.append(match.parent_run_id if match is not None else None)
+    return parents
+
+
+def origins(captured: Sequence[CapturedDocument]) -> dict[str, int]:
+    """Count documents by how they were noticed."""
+    return dict(Counter(entry.origin for entry in captured))
+
+
+def _per_prompt(prompts: Sequence[str], callbacks: Any) -> list[Any]:
+    """As `BaseLLM.generate` tells one callback list for all from a list with one for each."""
+    each = isinstance(callbacks, list) and len(callbacks) == len(prompts)
+    if each and callbacks and isinstance(callbacks[0], (list, BaseCallbackManager, type(None))):
+        return callbacks
+    return [callbacks] * len(prompts)
+
+
+def _from_messages(messages: Sequence[BaseMessage]) -> list[Sighting]:
+    """A conversation read back from a checkpoint still carries what its tools attached."""
+    return [
+        Sighting(document, "message")
+        for message in messages[-_LOOK_BACK:]
+        if isinstance(message, ToolMessage) and message.artifact is not None
+        for document in harvest(message.artifact)
+    ]
+
+
+def _recent() -> list[Sighting]:
+    """Documents of an earlier root run in this context; they count only if the prompt has them."""
+    return [Sighting(document, "ambient", _FAR) for document in recent_documents.get() or ()]
+
+
+def _stands_in(sighting: Sighting, prompt: str) -> bool:
+    text = sighting.document.page_content
+    return bool(text) and text in prompt
+
+
+def _distinct(found: list[tuple[Sighting, bool]]) -> Iterator[tuple[Sighting, bool]]:
+    """Drop repetitions and documents without text; the nearest sighting comes first."""
+    seen: set[tuple[str, str | None, str]] = set()
+    for sighting, in_prompt in found:
+        document = sighting.document
+        key = (document.page_content, document.id, repr(document.metadata))
+        if key not in seen and document.page_content:
+            seen.add(key)
+            yield sighting, in_prompt
+
+
+def _same(announced: object, given: object) -> bool:
+    """Whether two conversations are equal in roles and contents; core may have copied one."""
+    if isinstance(announced, str) or isinstance(given, str):
+        return announced == given
+    if not isinstance(announced, Sequence) or not isinstance(given, Sequence):
+        return False
+    return len(announced) == len(given) and all(
+        one is two or (one.type == two.type and one.content == two.content)
+        for one, two in zip(announced, given, strict=True)
+    )
