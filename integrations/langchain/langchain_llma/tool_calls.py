@@ -156,21 +156,22 @@ def _bare_calls(text: str, names: set[str]) -> list[ToolCall]:
     fenced = _FENCED.match(text.strip())
     try:
         parsed = json.loads(fenced[1] if fenced else text)
-    except ValueError:
+        entries = parsed if isinstance(parsed, list) else [parsed]
+        if not all(_looks_like_call(entry, names) for entry in entries):
+            return []
+        return [
+            _as_call(entry["name"], entry.get("arguments", entry.get("parameters")))
+            for entry in entries
+        ]
+    except (ValueError, TypeError):
         return []
-    entries = parsed if isinstance(parsed, list) else [parsed]
-    if not entries or not all(_looks_like_call(entry, names) for entry in entries):
-        return []
-    return [
-        _as_call(entry["name"], entry.get("arguments", entry.get("parameters")))
-        for entry in entries
-    ]
 
 
 def _looks_like_call(entry: object, names: set[str]) -> bool:
     return (
         isinstance(entry, dict)
-        and entry.get("name") in names
+        and isinstance(entry.get("name"), str)
+        and entry["name"] in names
         and entry.keys() <= {"name", "arguments", "parameters", "id", "type"}
     )
 

@@ -1,0 +1,257 @@
+"""What is harvested, how near it counts, and how capture is switched off."""
+
+import copy
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.callbacks.manager import AsyncCallbackManager
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tracers import context as tracers_context
+from pydantic import BaseModel
+
+from integrations.langchain.tests.matrix import filled, rag
+from integrations.langchain.tests.probes import (
+    ProbeDecoder,
+    UserRetriever,
+    chat,
+    of,
+    text_model,
+)
+from langchain_llma import no_capture
+from langchain_llma.capture import HANDLER, CaptureHandler
+from langchain_llma.harvesting import harvest
+from langchain_llma.run_tree import MAX_DOCUMENTS_PER_ROOT, RunTree
+from langchain_llma.scopes import captured_documents
+
+DOCUMENT = Document(page_content="a passage", id="1")
+
+
+@dataclass
+class DataState:
+    docs: list[Document] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SlottedState:
+    docs: list[Document] = field(default_factory=list)
+
+
+class PydanticState(BaseModel):
+    docs: list[Document] = []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        DOCUMENT,
+        [DOCUMENT],
+        (DOCUMENT, 0.5),
+        {"a": {"b": [DOCUMENT]}},
+        DataState([DOCUMENT]),
+        SlottedState([DOCUMENT]),
+        PydanticState(docs=[DOCUMENT]),
+        ToolMessage("text", tool_call_id="1", artifact=[DOCUMENT]),
+        {"page_content": "a passage", "metadata": {}, "id": "1"},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_documents_are_found_in(value: object) -> None:
+    assert harvest(value) == [DOCUMENT]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "a passage",
+        {"page_content": 3, "metadata": {}},
+        {"page_content": "a passage"},
+        [[[[[DOCUMENT]]]]],
+        UserRetriever(metadata={"docs": [DOCUMENT]}),
+        HumanMessage("text", additional_kwargs={"docs": [DOCUMENT]}),
+        DataState,
+    ],
+    ids=str,
+)
+def test_no_document_is_found_in(value: object) -> None:
+    assert harvest(value) == []
+
+
+def test_harvesting_is_bounded() -> None:
+    assert len(harvest([[Document(str(i)) for i in range(60)] for _ in range(60)])) == 64
+    deep: Any = {}
+    for _ in range(10_000):
+        deep = {"a": deep, "b": [deep] * 3}
+    assert harvest(deep) == []
+
+
+def test_harvesting_survives_broken_fields() -> None:
+    @dataclass
+    class Broken:
+        docs: list[Document] = field(default_factory=list)
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "docs":
+                raise RuntimeError
+            return super().__getattribute__(name)
+
+    assert harvest(Broken()) == []
+
+
+def test_the_nearest_common_ancestor_counts() -> None:
+    tree, (root, left, right, leaf) = RunTree(), (uuid4() for _ in range(4))
+    tree.open(root, None)
+    tree.record(tree.open(left, root), [Document("left")], "chain")
+    tree.record(tree.open(right, root), [Document("right")], "chain")
+    tree.open(leaf, right)
+    near = [(sighting.document.page_content, sighting.distance) for sighting in tree.near(leaf)]
+    assert near == [("right", 1), ("left", 2)]
+
+
+def test_a_root_keeps_its_latest_documents() -> None:
+    tree, root = RunTree(), uuid4()
+    run = tree.open(root, None)
+    tree.record(run, [Document(str(number)) for number in range(300)], "chain")
+    kept = [sighting.document.page_content for sighting in tree.near(root)]
+    assert len(kept) == MAX_DOCUMENTS_PER_ROOT
+    assert kept[0] == "299"
+    tree.record(run, [Document(str(number)) for number in range(300)], "retriever")
+    assert len(tree.near(root)) == MAX_DOCUMENTS_PER_ROOT
+
+
+def test_a_run_that_ended_answers_nothing() -> None:
+    tree, root = RunTree(), uuid4()
+    tree.record(tree.open(root, None), [DOCUMENT], "chain")
+    tree.close(root)
+    assert tree.near(root) == []
+
+
+def test_equal_documents_count_once_but_not_those_of_two_sources() -> None:
+    root = uuid4()
+    copies = [Document("text", metadata={"source": source}) for source in ("a", "a", "b")]
+    HANDLER.tree.record(HANDLER.tree.open(root, None), copies, "chain")
+    found = captured_documents("", root)
+    HANDLER.tree.close(root)
+    assert sorted(entry.document.metadata["source"] for entry in found) == ["a", "b"]
+
+
+@pytest.mark.parametrize("off", ["context", "field", "environment"])
+def test_capture_can_be_switched_off(
+    off: str, decoder: ProbeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if off == "environment":
+        monkeypatch.setenv("LLMA_RAG_CAPTURE", "0")
+    fields = {"capture": False} if off == "field" else {}
+    with no_capture() if off == "context" else nullcontext():
+        rag(chat(decoder, **fields)).invoke("u1")
+        list(rag(text_model(decoder, **fields)).stream("u1"))
+        chat(decoder, **fields).invoke(filled(UserRetriever().invoke("u1")))
+    assert [request.marks for request in decoder.requests] == [frozenset()] * 3
+    if off == "context":
+        rag(chat(decoder)).invoke("u1")
+        assert decoder.requests[-1].marks == of("u1")[0]
+
+
+def test_no_capture_inside_a_running_chain(decoder: ProbeDecoder) -> None:
+    llm = chat(decoder)
+
+    def answer(question: str) -> Any:
+        prompt = filled(UserRetriever().invoke(question))
+        with no_capture():
+            return llm.invoke(prompt)
+
+    RunnableLambda(answer).invoke("u1")
+    assert decoder.requests[0].marks == frozenset()
+
+
+def test_the_environment_keeps_the_handler_out() -> None:
+    program = (
+        "import langchain_llma; from langchain_core.callbacks.manager import CallbackManager;"
+        "print(len(CallbackManager.configure().handlers))"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": path, "LLMA_RAG_CAPTURE": value},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+        for value in ("0", "1")
+    ]
+    assert counts == ["0", "1"]
+
+
+def test_the_handler_is_one_per_process() -> None:
+    assert copy.copy(HANDLER) is HANDLER
+    assert copy.deepcopy({"callbacks": [HANDLER]})["callbacks"][0] is HANDLER
+    assert pickle.loads(pickle.dumps(HANDLER)) is HANDLER
+
+
+def test_a_reload_registers_no_second_handler() -> None:
+    from langchain_llma import capture
+
+    hooks = len(tracers_context._configure_hooks)
+    before = capture.HANDLER
+    kept = dict(vars(capture))
+    importlib.reload(capture)
+    assert capture.HANDLER is before
+    assert len(tracers_context._configure_hooks) == hooks
+    vars(capture).update(kept)
+
+
+class Listener(AsyncCallbackHandler):
+    """A user's handler."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:
+        self.events.append("start")
+
+    async def on_llm_new_token(self, *args: Any, **kwargs: Any) -> None:
+        self.events.append("token")
+
+    async def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        self.events.append("end")
+
+
+async def test_the_users_own_handlers_hear_everything(decoder: ProbeDecoder) -> None:
+    listener = Listener()
+    await text_model(decoder).ainvoke("hello", {"callbacks": [listener]})
+    assert listener.events == ["start", "end"]
+
+
+async def test_core_still_drops_handlers_beside_an_inline_one(decoder: ProbeDecoder) -> None:
+    """Langchain issue 39633: when this fails, `CaptureHandler.run_inline` can be a plain True."""
+    inline = CaptureHandler(RunTree())
+    inline.__class__ = type("Inline", (CaptureHandler,), {"run_inline": True})
+    listener = Listener()
+    manager = AsyncCallbackManager([inline, listener])
+    await manager.on_llm_start({}, ["hello"])
+    assert listener.events == []
+
+
+async def test_core_still_streams_without_a_run_manager(decoder: ProbeDecoder) -> None:
+    """When this fails, `scopes.parent_of` no longer needs what `on_chat_model_start` saw."""
+    seen = []
+
+    class Watched(type(chat(decoder))):  # type: ignore[misc]
+        def _stream(self, *args: Any, run_manager: Any = None, **kwargs: Any) -> Any:
+            seen.append(run_manager)
+            return super()._stream(*args, run_manager=run_manager, **kwargs)
+
+    list(Watched.from_decoder(decoder).stream("hello"))
+    assert seen == [None]

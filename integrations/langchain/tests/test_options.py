@@ -1,0 +1,102 @@
+"""LangChain's names of options, and the defaults they must not invent."""
+
+from typing import Any
+
+import pytest
+
+from integrations.langchain.tests.probes import ProbeDecoder, chat, text_model
+from langchain_llma import LLMA, ChatLLMA
+from langchain_llma.options import from_pipeline_kwargs, generation_options
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([{}], {}),
+        ([{"temperature": None, "top_p": None}], {}),
+        ([{"temperature": 0}], {"do_sample": False}),
+        ([{"temperature": 0.0, "top_p": 0.5, "seed": 3}], {"do_sample": False}),
+        ([{"temperature": 0.5}], {"temperature": 0.5, "do_sample": True}),
+        ([{"temperature": 0}, {"temperature": 0.5}], {"temperature": 0.5, "do_sample": True}),
+        ([{"temperature": 0.5, "do_sample": False}], {"do_sample": False}),
+        ([{"top_p": 0.9, "seed": 1}], {"top_p": 0.9, "seed": 1}),
+        ([{"max_tokens": 5}, {"max_new_tokens": 7}], {"max_new_tokens": 7}),
+        ([{"max_new_tokens": 5}, {"max_completion_tokens": 7}], {"max_new_tokens": 7}),
+        ([{"stop": ["a"]}, {"stop": []}], {}),
+        ([{"stop": ["a"]}, {"stop": ["b"]}], {"stop": ["b"]}),
+        ([{"timeout": 2.0}], {"max_time": 2.0}),
+        ([{"no_such_option": 1}], {"no_such_option": 1}),
+    ],
+)
+def test_layers(layers: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    assert generation_options(*layers) == expected
+
+
+def test_nothing_is_set_that_the_user_left_unset(decoder: ProbeDecoder) -> None:
+    """A model whose own configuration samples must keep sampling."""
+    chat(decoder).invoke("hello")
+    text_model(decoder).invoke("hello")
+    expected = {"max_new_tokens": 512, "draft": True, "namespace": None}
+    assert [request.options for request in decoder.requests] == [expected] * 2
+
+
+def test_fields_and_calls(decoder: ProbeDecoder) -> None:
+    llm = chat(decoder, temperature=0.3, max_tokens=9, stop=["."], options={"min_p": 0.1})
+    llm.invoke("hello", max_tokens=3, seed=1, draft=False, namespace="n")
+    assert decoder.requests[0].options == {
+        "draft": False,
+        "namespace": "n",
+        "temperature": 0.3,
+        "do_sample": True,
+        "min_p": 0.1,
+        "max_new_tokens": 3,
+        "seed": 1,
+        "stop": ["."],
+    }
+
+
+def test_aliases() -> None:
+    llm = ChatLLMA(model_name="m", max_new_tokens=3, stop_sequences=["x"], api_key="secret")
+    assert (llm.model, llm.max_tokens, llm.stop) == ("m", 3, ["x"])
+    assert llm.hf_token is not None
+    assert "secret" not in repr(llm)
+
+
+@pytest.mark.parametrize("cls", [ChatLLMA, LLMA])
+def test_unknown_fields_are_refused(cls: Any) -> None:
+    with pytest.raises(ValueError, match="no_such_field"):
+        cls(model="m", no_such_field=1)
+
+
+def test_pipeline_arguments() -> None:
+    assert from_pipeline_kwargs({"return_full_text": False, "max_new_tokens": 3}) == {
+        "max_new_tokens": 3
+    }
+    assert from_pipeline_kwargs({"stop_sequence": "x"}) == {"stop": "x"}
+    with pytest.raises(ValueError, match="`return_full_text` must be False"):
+        from_pipeline_kwargs({"return_full_text": True})
+
+
+def test_from_model_id_takes_the_pipelines_arguments() -> None:
+    llm = LLMA.from_model_id(
+        "m",
+        "text-generation",
+        device=-1,
+        model_kwargs={"torch_dtype": "torch.float32", "token": "t", "low_cpu_mem_usage": True},
+        pipeline_kwargs={"max_new_tokens": 4, "repetition_penalty": 1.1},
+        batch_size=8,
+    )
+    assert llm._loading() == {
+        "dtype": "float32",
+        "device": "cpu",
+        "token": "t",
+        "model_kwargs": {"low_cpu_mem_usage": True},
+    }
+    assert llm.max_tokens == 4
+    assert llm.options == {"repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", "summarization"), ("backend", "openvino")])
+def test_from_model_id_refuses_what_it_cannot_do(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        LLMA.from_model_id("m", **{"task": "text-generation", name: value})

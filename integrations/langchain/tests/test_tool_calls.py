@@ -1,0 +1,175 @@
+"""Tool calls: forced by a schema, read from text, kept out of what is streamed."""
+
+import json
+from typing import Any
+
+import pytest
+from langchain_core.tools import tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from langchain_llma.structured import answer_schema
+from langchain_llma.tool_calls import HeldText, read_answer, read_parsed
+
+
+@tool
+def search(query: str) -> str:
+    """Search."""
+    return query
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+TOOLS = [convert_to_openai_tool(each) for each in (search, add)]
+CALL = {"name": "search", "arguments": {"query": "x"}}
+JSON = json.dumps(CALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"<tool_call>{JSON}</tool_call>", ""),
+        (f"<tool_call>\n{JSON}\n</tool_call>", ""),
+        (f"Let me look.\n<tool_call>\n{JSON}\n</tool_call>\n", "Let me look."),
+        (f"<tool_call>{JSON}", ""),
+        (JSON, ""),
+        (f"  {JSON}\n", ""),
+        (f"[{JSON}]", ""),
+        (f"```json\n{JSON}\n```", ""),
+        ('{"name": "search", "parameters": {"query": "x"}}', ""),
+        ('{"name": "search", "arguments": "{\\"query\\": \\"x\\"}"}', ""),
+    ],
+)
+def test_a_call_is_read(text: str, content: str) -> None:
+    answer = read_answer(text, TOOLS)
+    assert answer.content == content
+    assert [(call["name"], call["args"]) for call in answer.calls] == [("search", {"query": "x"})]
+    assert not answer.invalid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain words",
+        '{"name": "unknown", "arguments": {}}',
+        '{"name": "search", "arguments": {}, "more": 1}',
+        '{"name": ["search"]}',
+        '{"name": "search", "arguments": [1]}',
+        '{"name": "search", "arguments": "{"}',
+        "{}",
+        "[]",
+        "[1, 2]",
+        '"search"',
+        "{broken",
+    ],
+)
+def test_text_stays_text(text: str) -> None:
+    answer = read_answer(text, TOOLS)
+    assert answer.content == text
+    assert not answer.calls
+    assert not answer.invalid
+
+
+def test_without_tools_nothing_is_read() -> None:
+    assert read_answer(f"<tool_call>{JSON}</tool_call>", []).calls == ()
+
+
+@pytest.mark.parametrize(
+    "body", ["{broken", "[]", '{"arguments": {}}', '{"name": "a", "arguments": [1]}']
+)
+def test_a_broken_call_is_reported(body: str) -> None:
+    answer = read_answer(f"<tool_call>{body}</tool_call>", TOOLS)
+    assert not answer.calls
+    assert answer.invalid[0]["args"] == body
+
+
+def test_several_calls_get_ids_of_their_own() -> None:
+    answer = read_answer(f"<tool_call>{JSON}</tool_call> and <tool_call>{JSON}</tool_call>", TOOLS)
+    assert len({call["id"] for call in answer.calls}) == 2
+
+
+def test_the_tokenizers_own_reading() -> None:
+    answer = read_parsed(
+        {"content": "words", "tool_calls": [{"type": "function", "function": CALL}]}
+    )
+    assert answer.content == "words"
+    assert answer.calls[0]["args"] == {"query": "x"}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words, a < b and <tool but no call",
+        f"Let me look. <tool_call>{JSON}</tool_call>",
+        f"<tool_call>{JSON}</tool_call>",
+        f"words\n\n<tool_call>{JSON}</tool_call> more words",
+        JSON,
+        "{ not a call",
+        "   spaces before ```code```",
+        " ends with a space ",
+        "",
+    ],
+)
+def test_a_streamed_text_is_the_invoked_one(text: str, size: int) -> None:
+    held, shown = HeldText(hold=True), ""
+    for start in range(0, len(text), size):
+        shown += held.feed(text[start : start + size])
+        assert "tool_call" not in shown
+    content = read_answer(text, TOOLS).content
+    assert shown + held.rest_of(content) == content
+
+
+def test_text_is_shown_at_once_when_there_are_no_tools() -> None:
+    assert HeldText(hold=False).feed("{ <tool_call>") == "{ <tool_call>"
+
+
+def _schema(choice: Any, response_format: Any = None, tools: Any = TOOLS) -> Any:
+    return answer_schema(tools, choice, response_format)
+
+
+@pytest.mark.parametrize("choice", [None, "auto", False])
+def test_a_free_choice_constrains_nothing(choice: Any) -> None:
+    assert _schema(choice) is None
+
+
+@pytest.mark.parametrize("choice", ["any", "required", True])
+def test_any_tool(choice: Any) -> None:
+    names = [option["properties"]["name"]["const"] for option in _schema(choice)["anyOf"]]
+    assert names == ["search", "add"]
+
+
+@pytest.mark.parametrize(
+    "choice", ["add", {"type": "function", "function": {"name": "add"}}, {"name": "add"}]
+)
+def test_one_tool(choice: Any) -> None:
+    schema = _schema(choice)
+    assert schema["properties"]["name"] == {"const": "add"}
+    assert set(schema["properties"]["arguments"]["properties"]) == {"a", "b"}
+    assert schema["required"] == ["name", "arguments"]
+
+
+def test_an_unknown_tool_is_refused() -> None:
+    with pytest.raises(ValueError, match="`tool_choice` must name a bound tool, got 'fly'"):
+        _schema("fly")
+
+
+def test_response_formats() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "x", "schema": inner}}
+    assert _schema(None, wrapped, ()) == inner
+    assert _schema(None, {"type": "json_object"}, ()) == {"type": "object"}
+    assert _schema(None, {"type": "json_object", "schema": inner}, ()) == inner
+    assert _schema(None, {"type": "text"}, ()) is None
+    with pytest.raises(ValueError, match="`response_format` must be"):
+        _schema(None, {"type": "yaml"}, ())
+
+
+def test_an_agent_may_call_or_answer() -> None:
+    schema = _schema(None, {"type": "json_object"})
+    assert len(schema["anyOf"]) == 3
+    assert schema["anyOf"][-1] == {"type": "object"}
