@@ -118,11 +118,14 @@ def text_chunk(text: str) -> ChatGenerationChunk:
 
 
 def last_chunk(call: Call, result: GenerationResult, held: HeldText) -> ChatGenerationChunk:
-    """Return the end of a streamed answer; all metadata stands here, for chunks add up."""
+    """Return the end of a streamed answer; all metadata stands here, for chunks add up.
+
+    Arguments that are no JSON go as a quoted string: core would repair them when it adds chunks.
+    """
     answer = call.read(result)
     chunks = [
         tool_call_chunk(
-            name=entry["name"], args=_arguments(entry["args"]), id=entry["id"], index=index
+            name=entry["name"], args=json.dumps(entry["args"]), id=entry["id"], index=index
         )
         for index, entry in enumerate([*answer.calls, *answer.invalid])
     ]
@@ -180,7 +183,3 @@ def usage_metadata(stats: DecodingStats) -> UsageMetadata:
         input_token_details=InputTokenDetails(cache_read=stats.cached_prompt_tokens),
         output_token_details=OutputTokenDetails(**details),  # type: ignore[typeddict-item]
     )
-
-
-def _arguments(arguments: object) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments)

@@ -1,0 +1,328 @@
+"""`ChatLLMA` over a scripted decoder: prompts, messages, streams, structured output, dumps."""
+
+import copy
+import json
+import pickle
+from typing import Any, TypedDict
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.load import dumpd, dumps, load
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
+from langchain_core.tracers import BaseTracer
+from pydantic import BaseModel
+
+from integrations.langchain.tests.probes import ProbeDecoder, UserRetriever, chat
+from langchain_llma import ChatLLMA
+from llma_rag import Reference
+
+
+@tool
+def search(query: str) -> str:
+    """Search."""
+    return query
+
+
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>'
+
+
+def _aggregate(chunks: Any) -> Any:
+    chunks = list(chunks)
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole = whole + chunk
+    return whole
+
+
+async def _collected(chunks: Any) -> list[Any]:
+    return [chunk async for chunk in chunks]
+
+
+def test_invoke_says_what_it_cost(decoder: ProbeDecoder) -> None:
+    message = chat(decoder).invoke("hello")
+    assert message.content == "the answer is ok"
+    metadata = message.response_metadata
+    assert metadata["model_name"] == "probe"
+    assert metadata["model_provider"] == "llma"
+    assert metadata["finish_reason"] == "stop"
+    assert metadata["llma"]["tokens_per_forward"] == 2.0
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["output_tokens"] == 4
+    assert message.usage_metadata["output_token_details"] == {
+        "accepted_prediction_tokens": 2,
+        "rejected_prediction_tokens": 1,
+    }
+
+
+async def test_all_ways_give_one_answer(decoder: ProbeDecoder) -> None:
+    decoder.script = "  the answer\n\nis ok "
+    llm = chat(decoder)
+    messages = [
+        llm.invoke("hello"),
+        await llm.ainvoke("hello"),
+        _aggregate(llm.stream("hello")),
+        _aggregate(await _collected(llm.astream("hello"))),
+        llm.batch(["hello"])[0],
+        (await llm.abatch(["hello"]))[0],
+        chat(decoder, streaming=True).invoke("hello"),
+    ]
+    entries = [request.entry for request in decoder.requests]
+    assert entries == [
+        "generate",
+        "agenerate",
+        "stream",
+        "astream",
+        "generate",
+        "agenerate",
+        "stream",
+    ]
+    first = messages[0]
+    for message in messages:
+        assert message.content == decoder.script
+        assert message.usage_metadata == first.usage_metadata
+        assert message.response_metadata == first.response_metadata
+    assert all(stream.closed for stream in decoder.streams)
+
+
+def test_metadata_stands_in_the_last_chunk_only(decoder: ProbeDecoder) -> None:
+    *middle, last = list(chat(decoder).stream("hello"))
+    assert all(chunk.response_metadata == {"model_provider": "llma"} for chunk in middle)
+    assert all(chunk.usage_metadata is None for chunk in middle)
+    assert last.chunk_position == "last"
+    assert last.usage_metadata is not None
+
+
+def test_given_references_come_first(decoder: ProbeDecoder) -> None:
+    given = [Document("one", metadata={"m": "D"}), Reference("two", metadata={"m": "R"}), "three"]
+    for references in (given, given[0]):
+        chat(decoder).bind(references=references).invoke("hello")
+    (request, single) = decoder.requests
+    assert [reference.text for reference in request.references] == ["one", "two", "three"]
+    assert [reference.text for reference in single.references] == ["one"]
+    llm = chat(decoder)
+    (UserRetriever() | (lambda found: llm.invoke(found[0].page_content, references="mine"))).invoke(
+        "u1"
+    )
+    assert decoder.requests[-1].references[0].text == "mine"
+    assert len(decoder.requests[-1].references) == 3
+    with pytest.raises(TypeError, match="`references` must hold documents"):
+        llm.invoke("hello", references=[3])
+
+
+def test_conversations_reach_the_template(decoder: ProbeDecoder) -> None:
+    chat(decoder).invoke(
+        [
+            SystemMessage("be brief"),
+            HumanMessage([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+            AIMessage("", tool_calls=[{"name": "search", "args": {"query": "x"}, "id": "1"}]),
+            ToolMessage([{"type": "text", "text": "found"}], tool_call_id="1"),
+        ]
+    )
+    conversation, tools, options = decoder.tokenizer.last
+    assert tools is None
+    assert options["add_generation_prompt"]
+    assert not options["continue_final_message"]
+    function = {"name": "search", "arguments": {"query": "x"}}
+    calls = [{"type": "function", "id": "1", "function": function}]
+    assert conversation == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "found", "tool_call_id": "1", "name": "search"},
+    ]
+
+
+def test_an_answer_that_was_begun_is_continued(decoder: ProbeDecoder) -> None:
+    chat(decoder).invoke([HumanMessage("a"), AIMessage("It is")])
+    options = decoder.tokenizer.last[2]
+    assert options["continue_final_message"]
+    assert not options["add_generation_prompt"]
+
+
+def test_images_are_refused(decoder: ProbeDecoder) -> None:
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    with pytest.raises(ValueError, match="must hold text only, got a block of type `image_url`"):
+        chat(decoder).invoke([HumanMessage([image])])
+
+
+def test_a_model_without_a_chat_template_is_refused(decoder: ProbeDecoder) -> None:
+    decoder.tokenizer.chat_template = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="no chat template"):
+        chat(decoder).invoke("hello")
+    chat(decoder, chat_template="{{ messages }}").invoke("hello")
+
+
+def test_bound_tools_reach_the_template(decoder: ProbeDecoder) -> None:
+    chat(decoder).bind_tools([search]).invoke("hello")
+    assert decoder.tokenizer.last[1][0]["function"]["name"] == "search"
+    assert "json_schema" not in decoder.requests[0].options
+    chat(decoder).bind_tools([search], tool_choice="none").invoke("hello")
+    assert decoder.tokenizer.last[1] is None
+
+
+def test_tools_are_told_in_words_where_the_template_knows_none(decoder: ProbeDecoder) -> None:
+    decoder.tokenizer.chat_template = "{{ messages }}"
+    chat(decoder).bind_tools([search]).invoke([SystemMessage("be brief"), HumanMessage("hello")])
+    conversation, tools, _ = decoder.tokenizer.last
+    assert tools is None
+    assert conversation[0]["content"].startswith("be brief\n\nYou may call")
+    assert '"name": "search"' in conversation[0]["content"]
+
+
+async def test_tool_calls_are_read_in_every_mode(decoder: ProbeDecoder) -> None:
+    decoder.script = f"Let me look. {CALL}"
+    llm = chat(decoder).bind_tools([search])
+    for message in (
+        llm.invoke("hello"),
+        await llm.ainvoke("hello"),
+        _aggregate(llm.stream("hello")),
+        _aggregate(await _collected(llm.astream("hello"))),
+    ):
+        assert message.content == "Let me look."
+        assert [(call["name"], call["args"]) for call in message.tool_calls] == [
+            ("search", {"query": "x"})
+        ]
+        assert message.response_metadata["finish_reason"] == "tool_calls"
+        kinds = [block["type"] for block in message.content_blocks]
+        assert kinds == ["text", "tool_call"]
+
+
+def test_broken_tool_calls_are_invalid_in_every_mode(decoder: ProbeDecoder) -> None:
+    decoder.script = "<tool_call>{broken</tool_call>"
+    llm = chat(decoder).bind_tools([search])
+    for message in (llm.invoke("hello"), _aggregate(llm.stream("hello"))):
+        assert not message.tool_calls
+        assert "{broken" in (message.invalid_tool_calls[0]["args"] or "")
+
+
+class Joke(BaseModel):
+    setup: str
+    punchline: str
+
+
+class JokeDict(TypedDict):
+    setup: str
+    punchline: str
+
+
+ANSWER = json.dumps({"setup": "a", "punchline": "b"})
+
+
+@pytest.mark.parametrize("schema", [Joke, JokeDict, Joke.model_json_schema()], ids=str)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output(decoder: ProbeDecoder, schema: Any, method: str) -> None:
+    decoder.script = ANSWER
+    if method == "function_calling":
+        name = "JokeDict" if schema is JokeDict else "Joke"
+        decoder.script = f'{{"name": "{name}", "arguments": {ANSWER}}}'
+    llm = chat(decoder).with_structured_output(schema, method=method)  # type: ignore[arg-type]
+    parsed = llm.invoke("hello")
+    assert parsed == (Joke(setup="a", punchline="b") if schema is Joke else json.loads(ANSWER))
+    given = decoder.requests[0].options["json_schema"]
+    wanted = given if method == "json_schema" else given["properties"]["arguments"]
+    assert set(wanted["properties"]) == {"setup", "punchline"}
+
+
+def test_structured_output_with_the_raw_message(decoder: ProbeDecoder) -> None:
+    llm = chat(decoder).with_structured_output(Joke, include_raw=True)
+    decoder.script = ANSWER
+    assert llm.invoke("hello")["parsed"] == Joke(setup="a", punchline="b")
+    decoder.script = "no json"
+    failed = llm.invoke("hello")
+    assert failed["parsed"] is None
+    assert failed["parsing_error"] is not None
+
+
+def test_json_mode_and_wrong_methods(decoder: ProbeDecoder) -> None:
+    decoder.script = ANSWER
+    llm = chat(decoder)
+    assert llm.with_structured_output(method="json_mode").invoke("hello") == json.loads(ANSWER)
+    assert decoder.requests[0].options["json_schema"] == {"type": "object"}
+    with pytest.raises(ValueError, match="`schema` must be given"):
+        llm.with_structured_output()
+    with pytest.raises(ValueError, match="`method` must be"):
+        llm.with_structured_output(Joke, method="magic")  # type: ignore[arg-type]
+
+
+class Watcher(BaseTracer):
+    """Keeps what a tracer would send away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def _persist_run(self, run: Any) -> None:
+        self.sent.append(run.model_dump_json() if hasattr(run, "model_dump_json") else str(run))
+
+
+def test_traces_know_neither_secrets_nor_given_references(decoder: ProbeDecoder) -> None:
+    watcher = Watcher()
+    llm = chat(decoder, hf_token="top secret")
+    llm.invoke("hello", {"callbacks": [watcher]}, references=["private passage"])
+    list(llm.stream("hello", {"callbacks": [watcher]}, references=["private passage"]))
+    assert len(watcher.sent) == 2
+    for sent in watcher.sent:
+        assert "top secret" not in sent
+        assert "private passage" not in sent
+
+
+def test_langsmith_parameters(decoder: ProbeDecoder) -> None:
+    params = chat(decoder, temperature=0.5, stop=["x"])._get_ls_params(model="other")
+    assert params["ls_provider"] == "llma"
+    assert params["ls_model_name"] == "other"
+    assert params["ls_temperature"] == 0.5
+    assert params["ls_stop"] == ["x"]
+    assert params["ls_model_type"] == "chat"
+
+
+def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
+    llm = chat(decoder, hf_token="top secret", temperature=0.5)
+    assert "top secret" not in dumps(llm)
+    assert "ProbeDecoder" not in dumps(llm)
+    restored = load(
+        dumpd(llm),
+        secrets_map={"HF_TOKEN": "top secret"},
+        valid_namespaces=["langchain_llma"],
+        allowed_objects=[ChatLLMA],
+    )
+    assert isinstance(restored, ChatLLMA)
+    assert restored.temperature == 0.5
+    unpickled = pickle.loads(pickle.dumps(llm))
+    assert unpickled._held.decoder is None
+    for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy()):
+        assert copied.decoder is decoder
+
+
+def test_token_counts_are_the_models_own(decoder: ProbeDecoder) -> None:
+    llm = chat(decoder)
+    assert llm.get_num_tokens("twelve chars") == 3
+    assert llm.get_num_tokens_from_messages([HumanMessage("hi")]) == len("<user>hi")
+    assert chat(decoder, custom_get_token_ids=lambda text: [1]).get_num_tokens("abc") == 1
+
+
+def test_profile(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
+    profile = ChatLLMA(model=tmp_path).profile
+    assert profile is not None
+    assert profile["max_input_tokens"] == 2048
+    assert profile["structured_output"]
+    assert "max_input_tokens" not in (ChatLLMA(model="no/such-model").profile or {})
+    (tmp_path / "config.json").write_text("{broken")
+    assert "max_input_tokens" not in (ChatLLMA(model=tmp_path).profile or {})
+
+
+def test_another_model_for_one_call(decoder: ProbeDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, asked = ProbeDecoder("other"), []
+
+    class Registry:
+        @staticmethod
+        def shared(name: str, **options: Any) -> ProbeDecoder:
+            asked.append((name, options))
+            return other
+
+    monkeypatch.setattr("llma_rag.Decoder", Registry, raising=False)
+    message = chat(decoder).invoke("hello", model="second")
+    assert message.content == "other"
+    assert message.response_metadata["model_name"] == "second"
+    assert asked == [("second", {"dtype": "auto"})]
