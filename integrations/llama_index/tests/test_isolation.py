@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span import active_span_id
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from integrations.llama_index.tests import leaks
 from integrations.llama_index.tests.leaks import engine, question
@@ -17,7 +17,7 @@ from integrations.llama_index.tests.probes import FailingLLM, ProbeLLM, adrain, 
 from llama_index.llms.llma import ambient, handler, references, spans
 from llama_index.llms.llma.ambient import stands_in
 from llama_index.llms.llma.capture import find_references
-from llama_index.llms.llma.captured import MAX_CHARACTERS, MAX_NODES
+from llama_index.llms.llma.captured import MAX_CHARACTERS, MAX_NODES, snapshot
 from llama_index.llms.llma.spans import SpanTree, tree
 from llama_index.llms.llma.streams import active_stream
 
@@ -177,6 +177,17 @@ def test_the_ambient_context_gives_only_what_stands_in_the_prompt():
 
     seen, expected = in_fresh_context(program)
     assert seen == [expected]
+
+
+def test_of_equal_texts_in_the_ambient_context_the_newest_counts():
+    def program():
+        text = "the same text in two tenants"
+        for tag in "AB":
+            node = TextNode(text=text, id_=f"{tag}-secret")
+            ambient.remember((snapshot([node]),))
+        return [node.id for node in find_references(text).nodes]
+
+    assert in_fresh_context(program) == ["B-secret"]
 
 
 def test_the_ambient_context_is_bounded():

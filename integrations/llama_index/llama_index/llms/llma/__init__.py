@@ -1,6 +1,7 @@
 """LlamaIndex LLM that copies from retrieved nodes without changing the answer."""
 
-from llama_index.llms.llma.citations import Citation, citations_of
+from llama_index.llms.llma.base import LLMA
+from llama_index.llms.llma.citations import Citation, citations_of, results_of
 from llama_index.llms.llma.explicit import references
 
-__all__ = ["Citation", "citations_of", "references"]
+__all__ = ["LLMA", "Citation", "citations_of", "references", "results_of"]

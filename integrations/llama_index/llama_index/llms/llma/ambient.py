@@ -27,14 +27,16 @@ def forget() -> None:
 
 
 def remembered_in(prompt: str) -> Capture | None:
-    """Return the remembered nodes whose text stands in `prompt`.
+    """Return the remembered nodes whose text stands in `prompt`; of equal texts the newest.
 
-    That condition keeps a pooled thread from handing one user's nodes to the next.
+    Those conditions keep a pooled thread from handing one user's nodes to the next.
     """
-    nodes = tuple(
-        node for capture in _ambient.get() for node in capture.nodes if stands_in(node.text, prompt)
-    )
-    return Capture(nodes) if nodes else None
+    nodes: dict[str, CapturedNode] = {}
+    for capture in _ambient.get():
+        for node in capture.nodes:
+            if node.text not in nodes and stands_in(node.text, prompt):
+                nodes[node.text] = node
+    return Capture(tuple(nodes.values())) if nodes else None
 
 
 def stands_in(text: str, prompt: str) -> bool:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
+from llama_index.core.workflow import Event
 
 from llma_rag import Reference
 
@@ -56,6 +57,21 @@ def _text(node: BaseNode) -> str:
     except Exception:
         _logger.debug("Node `%s` has no readable text.", node.node_id, exc_info=True)
         return ""
+
+
+def nodes_in(event: Any) -> Iterator[NodeWithScore | BaseNode]:
+    """Yield the nodes that a workflow's event carries from one step to the next.
+
+    Up to llama-index-workflows 2 a synchronous step runs in a thread without its run's context;
+    the event it was given is all that links it to the retrieval.
+    """
+    if not isinstance(event, Event):
+        return
+    for value in (*vars(event).values(), *getattr(event, "_data", {}).values()):
+        if isinstance(value, (list, tuple)):
+            for entry in islice(value, MAX_NODES):
+                if isinstance(entry, (NodeWithScore, BaseNode)):
+                    yield entry
 
 
 def within_limits(captures: Iterable[Capture]) -> Iterator[CapturedNode]:

@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.llms.llma.captured import CapturedNode
 from llama_index.llms.llma.spans import MAX_ANSWERS, active_span, tree
 from llama_index.llms.llma.streams import active_stream
-from llma_rag import CopiedSpan
+from llma_rag import CopiedSpan, GenerationResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Answer(NamedTuple):
 
     text: str
     citations: tuple[Citation, ...]
+    result: GenerationResult
 
 
 def cite(
@@ -84,17 +85,11 @@ def _title(captured: CapturedNode) -> str:
     return str(next((name for name in named if name), captured.id or ""))
 
 
-def note_answer(answer: Answer) -> None:
-    """Remember a finished answer where the response that will hold it can find it.
+def note_answers(answers: Sequence[Answer]) -> None:
+    """Remember finished answers where the response that will hold them can find them.
 
     Runs in the reader's context, never in a worker thread.
     """
-    if answer.citations:
-        note_answers([answer])
-
-
-def note_answers(answers: Sequence[Answer]) -> None:
-    """Remember several finished answers; see `note_answer`."""
     span, stream = active_span(), active_stream.get()
     if span is not None and (stream is None or span.stream is stream):
         tree.answered(span, answers)
@@ -103,22 +98,27 @@ def note_answers(answers: Sequence[Answer]) -> None:
         del stream.answers[:-MAX_ANSWERS]
 
 
-_cited: dict[int, tuple[weakref.ref[Any], tuple[Citation, ...]]] = {}
+class _Kept(NamedTuple):
+    response: weakref.ref[Any]
+    citations: tuple[Citation, ...]
+    results: tuple[GenerationResult, ...]
 
 
-def attach(response: Any, text: object, answers: Sequence[Answer]) -> None:
-    """Keep, as long as `response` lives, the citations of those answers that stand in its text."""
-    if not isinstance(text, str):
+_kept: dict[int, _Kept] = {}
+
+
+def attach(response: Any, text: str | None, answers: Sequence[Answer]) -> None:
+    """Keep, as long as `response` lives, what the model wrote for it and copied into its text."""
+    if response is None or not answers:
         return
-    citations = sorted(_place(text, answers), key=lambda citation: (citation.start, citation.end))
-    if not citations:
-        return
+    placed = _place(text, answers) if text else ()
     key = id(response)
     try:
-        reference = weakref.ref(response, lambda _: _cited.pop(key, None))
+        reference = weakref.ref(response, lambda _: _kept.pop(key, None))
     except TypeError:
         return
-    _cited[key] = (reference, tuple(citations))
+    citations = sorted(placed, key=lambda citation: (citation.start, citation.end))
+    _kept[key] = _Kept(reference, tuple(citations), tuple(answer.result for answer in answers))
 
 
 def _place(text: str, answers: Sequence[Answer]) -> set[Citation]:
@@ -157,5 +157,19 @@ def citations_of(response: object) -> list[Citation]:
     their asynchronous forms; of a streamed one after it was read to its end. `citation.text` equals
     `str(response)[citation.start:citation.end]` and the node's text at `node_start:node_end`.
     """
-    reference, citations = _cited.get(id(response), (None, ()))
-    return list(citations) if reference is not None and reference() is response else []
+    kept = _kept_for(response)
+    return list(kept.citations) if kept else []
+
+
+def results_of(response: object) -> list[GenerationResult]:
+    """Return the results of the model calls made for a response, in their order, at most 32.
+
+    A result holds the token ids of the answer and the counts and times of its decoding.
+    """
+    kept = _kept_for(response)
+    return list(kept.results) if kept else []
+
+
+def _kept_for(response: object) -> _Kept | None:
+    kept = _kept.get(id(response))
+    return kept if kept is not None and kept.response() is response else None

@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Generator
 from functools import partial
 from typing import Any
 
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.span.base import BaseSpan
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.span.base import BaseSpan  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 
 from llama_index.llms.llma import ambient, citations
-from llama_index.llms.llma.captured import snapshot
+from llama_index.llms.llma.captured import nodes_in, snapshot
 from llama_index.llms.llma.roles import Role, role_of
 from llama_index.llms.llma.spans import Span, tree
 from llama_index.llms.llma.streams import StreamScope, active_stream, in_scope, in_scope_async
@@ -108,6 +108,10 @@ def _enter(
     span = tree.open(span_id, parent, stream, is_engine=role.engine, is_run=is_run)
     if role.synthesizer and _method(span_id) in ("synthesize", "asynthesize"):
         _capture(span, bound_args.arguments.get("nodes"))
+    elif role.workflow and not is_run:
+        _capture(
+            span, [node for value in bound_args.arguments.values() for node in nodes_in(value)]
+        )
 
 
 def _exit(span: Span, instance: Any, result: Any) -> None:

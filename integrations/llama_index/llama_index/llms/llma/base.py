@@ -1,0 +1,378 @@
+"""`LLMA`: HuggingFaceLLM's place in any engine, with answers that copy from the retrieved nodes."""
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import LLM
+from llama_index.core.prompts.base import BasePromptTemplate, PromptTemplate
+from llama_index.core.types import (
+    BaseOutputParser,
+    PydanticProgramMode,
+    TokenAsyncGen,
+    TokenGen,
+)
+from llama_index.core.utils import set_global_tokenizer
+
+from llama_index.llms.llma import options, prompts, responses
+from llama_index.llms.llma.ambient import process_scope as process_wide
+from llama_index.llms.llma.capture import Found, find_references
+from llama_index.llms.llma.carry import carried
+from llama_index.llms.llma.explicit import Given
+from llama_index.llms.llma.handler import install
+from llama_index.llms.llma.loading import make_decoder, model_name_of
+from llama_index.llms.llma.overflow import (
+    room_for_answer,
+    visible_overflow,
+    with_visible_overflow,
+)
+from llama_index.llms.llma.responses import CitationStyle, Finished
+from llma_rag import Decoder, GenerationResult, Reference
+
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """A model call, prepared in the caller's context."""
+
+    prompt: list[int]
+    found: Found
+    arguments: dict[str, Any]
+
+
+class LLMA(LLM):
+    """LLM that copies from what was retrieved; the answer is what the model writes anyway.
+
+    Takes HuggingFaceLLM's arguments, names and order, and the keyword-only ones below. Every call
+    also takes `max_new_tokens`, `stop`, `temperature`, `seed` and the other options of
+    `llma_rag.GenerationOptions`, `references` (nodes, texts), and `draft=False` for plain decoding.
+
+    Examples:
+        `pip install llama-index-llms-llma`
+
+        ```python
+        from llama_index.llms.llma import LLMA, citations_of
+
+        llm = LLMA(model_name="Qwen/Qwen3-8B", tokenizer_name="Qwen/Qwen3-8B", max_new_tokens=256)
+        response = index.as_query_engine(llm=llm).query("How is the cache rolled back?")
+        for citation in citations_of(response):
+            print(citation.text, citation.title)
+        ```
+    """
+
+    model_name: str = Field(description="Folder or hub name of the model, or what it came from.")
+    context_window: int = Field(
+        default=DEFAULT_CONTEXT_WINDOW, gt=0, description="Most tokens of prompt and answer."
+    )
+    max_new_tokens: int = Field(
+        default=DEFAULT_NUM_OUTPUTS, gt=0, description="Most tokens of an answer."
+    )
+    system_prompt: str = Field(default="", description="Put before every prompt, once.")
+    query_wrapper_prompt: BasePromptTemplate | None = Field(
+        default=None, exclude=True, description="Template around a completion's `{query_str}`."
+    )
+    tokenizer_name: str = Field(default="", description="Folder or hub name of the tokenizer.")
+    device_map: Any = Field(default="auto", exclude=True, description="As in transformers.")
+    stopping_ids: list[int] = Field(
+        default_factory=list, description="Token ids that end an answer, beside the model's own."
+    )
+    tokenizer_outputs_to_remove: list[str] = Field(
+        default_factory=list, description="Without effect: only token ids reach the model."
+    )
+    tokenizer_kwargs: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="For loading the tokenizer."
+    )
+    model_kwargs: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="For loading the model."
+    )
+    generate_kwargs: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="Options of every call."
+    )
+    is_chat_model: bool = Field(default=False, description="Whether engines call `chat`.")
+    capture: Literal["auto", "off"] = Field(
+        default="auto", description="Whether to find what the request retrieved."
+    )
+    citations: CitationStyle = Field(
+        default="raw", description="`raw`: in `raw` only; `blocks`: also as CitationBlocks; `off`."
+    )
+    hf_compat: bool = Field(
+        default=True, description="Whether prompts have HuggingFaceLLM's token ids."
+    )
+    process_scope: bool = Field(
+        default=False,
+        description="Whether nodes retrieved anywhere in this process count; one user only.",
+    )
+    min_citation_chars: int = Field(default=24, ge=1, description="Shortest citation.")
+
+    _decoder: Decoder = PrivateAttr()
+
+    def __init__(
+        self,
+        context_window: int = DEFAULT_CONTEXT_WINDOW,
+        max_new_tokens: int = DEFAULT_NUM_OUTPUTS,
+        query_wrapper_prompt: str | PromptTemplate = "{query_str}",
+        tokenizer_name: str | None = None,
+        model_name: str | None = None,
+        model: Any | None = None,
+        tokenizer: Any | None = None,
+        device_map: Any = "auto",
+        stopping_ids: list[int] | None = None,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        tokenizer_outputs_to_remove: list[str] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        is_chat_model: bool | None = False,
+        callback_manager: CallbackManager | None = None,
+        system_prompt: str = "",
+        messages_to_prompt: Callable[[Sequence[ChatMessage]], str] | None = None,
+        completion_to_prompt: Callable[[str], str] | None = None,
+        pydantic_program_mode: PydanticProgramMode = PydanticProgramMode.DEFAULT,
+        output_parser: BaseOutputParser | None = None,
+        *,
+        decoder: Decoder | None = None,
+        capture: Literal["auto", "off"] = "auto",
+        citations: CitationStyle = "raw",
+        hf_compat: bool = True,
+        process_scope: bool = False,
+        min_citation_chars: int = 24,
+    ) -> None:
+        """Load the model, once per process for equal arguments, and begin to capture.
+
+        `decoder` takes the place of model and tokenizer, to share one with other code.
+
+        Raises:
+            ValueError: If neither `model_name` nor `model` nor `decoder` is given.
+            TypeError: If `generate_kwargs` holds an unknown option.
+            OSError: If the model cannot be found.
+        """
+        decoder = decoder or make_decoder(
+            model_name,
+            tokenizer_name,
+            model,
+            tokenizer,
+            device_map,
+            model_kwargs or {},
+            tokenizer_kwargs or {},
+        )
+        if isinstance(query_wrapper_prompt, str):
+            query_wrapper_prompt = PromptTemplate(query_wrapper_prompt)
+        name = model_name or model_name_of(decoder.model)
+        fields: dict[str, Any] = {
+            "context_window": min(context_window, decoder.context_length),
+            "max_new_tokens": max_new_tokens,
+            "query_wrapper_prompt": query_wrapper_prompt,
+            "tokenizer_name": tokenizer_name or name,
+            "model_name": name,
+            "device_map": device_map,
+            "stopping_ids": stopping_ids or [],
+            "tokenizer_kwargs": tokenizer_kwargs or {},
+            "tokenizer_outputs_to_remove": tokenizer_outputs_to_remove or [],
+            "model_kwargs": model_kwargs or {},
+            "generate_kwargs": options.checked(
+                generate_kwargs or {}, decoder.model.generation_config
+            ),
+            "is_chat_model": bool(is_chat_model),
+            "callback_manager": callback_manager or CallbackManager(),
+            "system_prompt": system_prompt,
+            "messages_to_prompt": messages_to_prompt
+            or partial(prompts.chat_template, decoder.tokenizer),
+            "completion_to_prompt": completion_to_prompt,
+            "pydantic_program_mode": pydantic_program_mode,
+            "output_parser": output_parser,
+            "capture": capture,
+            "citations": citations,
+            "hf_compat": hf_compat,
+            "process_scope": process_scope,
+            "min_citation_chars": min_citation_chars,
+        }
+        super().__init__(**fields)
+        self._decoder = decoder
+        if capture == "auto":
+            install()
+            process_wide.enabled |= process_scope
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex lists this class."""
+        return "LLMA"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """Say what prompts and programs may expect of this model."""
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_new_tokens,
+            is_chat_model=self.is_chat_model,
+            model_name=self.model_name,
+        )
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that answers; shared by every LLMA of the same model."""
+        return self._decoder
+
+    def use_as_global_tokenizer(self) -> None:
+        """Let LlamaIndex measure prompts with this model's tokenizer instead of tiktoken's."""
+        set_global_tokenizer(partial(prompts.encode_plainly, self._decoder.tokenizer))
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Complete a prompt; `formatted` means that wrapper and system prompt are in it already."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        finished = self._finish(self._decoder.generate(call.prompt, **call.arguments), call)
+        return responses.completion_response(finished.text, finished=finished)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """Complete a prompt without blocking the event loop."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        finished = self._finish(await self._decoder.agenerate(call.prompt, **call.arguments), call)
+        return responses.completion_response(finished.text, finished=finished)
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """Complete a prompt in chunks, one per accepted run; the last one has `raw`."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        return self._stream(call, responses.completion_response)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """Complete a prompt in chunks without blocking the event loop."""
+        call = self._completion_call(prompt, formatted, kwargs)
+        return self._astream(call, responses.completion_response)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        call = self._chat_call(messages, kwargs)
+        finished = self._finish(self._decoder.generate(call.prompt, **call.arguments), call)
+        return self._chat_response(finished.text, finished=finished)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation without blocking the event loop."""
+        call = self._chat_call(messages, kwargs)
+        finished = self._finish(await self._decoder.agenerate(call.prompt, **call.arguments), call)
+        return self._chat_response(finished.text, finished=finished)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer a conversation in chunks, one per accepted run; the last one has `raw`."""
+        return self._stream(self._chat_call(messages, kwargs), self._chat_response)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """Answer a conversation in chunks without blocking the event loop."""
+        return self._astream(self._chat_call(messages, kwargs), self._chat_response)
+
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Fill a template and answer it."""
+        with visible_overflow():
+            return super().predict(prompt, **prompt_args)
+
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
+        """Fill a template and answer it in chunks."""
+        with visible_overflow():
+            return super().stream(prompt, **prompt_args)
+
+    def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> Coroutine[Any, Any, str]:
+        """Fill a template and answer it without blocking the event loop."""
+        return carried(with_visible_overflow(super().apredict(prompt, **prompt_args)))
+
+    def astream(
+        self, prompt: BasePromptTemplate, **prompt_args: Any
+    ) -> Coroutine[Any, Any, TokenAsyncGen]:
+        """Fill a template and answer it in chunks without blocking the event loop."""
+        return carried(with_visible_overflow(super().astream(prompt, **prompt_args)))
+
+    def _completion_call(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
+        if not formatted:
+            if self.query_wrapper_prompt is not None:
+                prompt = self.query_wrapper_prompt.format(query_str=prompt)
+            if self.system_prompt:
+                prompt = f"{self.system_prompt} {prompt}"
+            if self.completion_to_prompt is not None:
+                prompt = self.completion_to_prompt(prompt)
+        return self._call(prompt, kwargs)
+
+    def _chat_call(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
+        messages = prompts.with_system_prompt(messages, self.system_prompt)
+        assert self.messages_to_prompt is not None, "LLM's validator sets it"
+        return self._call(self.messages_to_prompt(messages), kwargs, prompts.citable(messages))
+
+    def _call(self, text: str, kwargs: dict[str, Any], given: Sequence[Given] = ()) -> Call:
+        """Prepare a call: the references are found here, in the caller's context."""
+        kwargs = dict(kwargs)
+        named = kwargs.pop("references", None) or ()
+        found = find_references(
+            text,
+            (*((named,) if isinstance(named, str) else named), *given),
+            automatic=self.capture == "auto",
+            process=self.process_scope,
+        )
+        prompt = prompts.encode(self._decoder.tokenizer, text, hf_compat=self.hf_compat)
+        arguments: dict[str, Any] = {
+            name: kwargs.pop(name) for name in ("draft", "namespace") if name in kwargs
+        }
+        arguments |= options.decoding_options(self.generate_kwargs, kwargs, self.max_new_tokens)
+        room = room_for_answer(len(prompt), self.context_window)
+        arguments["max_new_tokens"] = min(arguments["max_new_tokens"], room)
+        if self.stopping_ids and "eos_token_id" not in arguments:
+            config = self._decoder.model.generation_config
+            arguments["eos_token_id"] = options.end_tokens(config, self.stopping_ids)
+        arguments["references"] = [Reference(node.text, id=node.id) for node in found.nodes]
+        return Call(prompt, found, arguments)
+
+    def _finish(self, result: GenerationResult, call: Call) -> Finished:
+        return responses.finish(
+            result,
+            call.found,
+            model_name=self.model_name,
+            style=self.citations,
+            min_characters=self.min_citation_chars,
+        )
+
+    def _chat_response(
+        self, text: str, delta: str | None = None, finished: Finished | None = None
+    ) -> ChatResponse:
+        return responses.chat_response(text, delta, finished)
+
+    def _stream(self, call: Call, respond: Callable[..., T]) -> Generator[T]:
+        with self._decoder.stream(call.prompt, **call.arguments) as stream:
+            text = ""
+            for chunk in stream:
+                if chunk.text:
+                    text += chunk.text
+                    yield respond(text, chunk.text)
+            yield respond(text, "", self._finish(stream.result, call))
+
+    async def _astream(self, call: Call, respond: Callable[..., T]) -> AsyncGenerator[T]:
+        async with self._decoder.astream(call.prompt, **call.arguments) as stream:
+            text = ""
+            async for chunk in stream:
+                if chunk.text:
+                    text += chunk.text
+                    yield respond(text, chunk.text)
+            yield respond(text, "", self._finish(stream.result, call))

@@ -1,0 +1,84 @@
+"""Make the decoder that HuggingFaceLLM's constructor arguments describe."""
+
+import threading
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+from weakref import WeakValueDictionary
+
+from llma_rag import Decoder
+
+_NAMED = (
+    "dtype",
+    "revision",
+    "quantization_config",
+    "attn_implementation",
+    "trust_remote_code",
+    "token",
+)
+
+
+def make_decoder(
+    model_name: str | None,
+    tokenizer_name: str | None,
+    model: Any,
+    tokenizer: Any,
+    device_map: Any,
+    model_kwargs: Mapping[str, Any],
+    tokenizer_kwargs: Mapping[str, Any],
+) -> Decoder:
+    """Return the decoder of given objects, or the shared one of a name; it loads nothing twice."""
+    if model is not None:
+        return _decoder_of(model, tokenizer or _load_tokenizer(tokenizer_name or _name(model)))
+    if not model_name:
+        raise ValueError(
+            "`model_name` or `model` must be given: a folder, the name of a model on the Hugging "
+            "Face Hub, or a loaded `transformers` model."
+        )
+    arguments = dict(model_kwargs)
+    if "torch_dtype" in arguments:
+        arguments["dtype"] = arguments.pop("torch_dtype")
+    named = {name: arguments.pop(name) for name in _NAMED if name in arguments}
+    if tokenizer_name and tokenizer_name != model_name:
+        named["tokenizer"] = tokenizer_name
+    placed = arguments.pop("device_map", device_map)
+    if placed is not None and find_spec("accelerate"):
+        named["device_map"] = placed
+    decoder = Decoder.shared(
+        model_name, model_kwargs=arguments, tokenizer_kwargs=dict(tokenizer_kwargs), **named
+    )
+    return decoder if tokenizer is None else _decoder_of(decoder.model, tokenizer)
+
+
+def model_name_of(model: Any) -> str:
+    """Return the name a loaded model goes by: where it came from, else its architecture."""
+    return _name(model) or str(model.config.model_type)
+
+
+def _name(model: Any) -> str:
+    return str(getattr(model, "name_or_path", "") or "")
+
+
+_decoders: WeakValueDictionary[tuple[int, int], Decoder] = WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def _decoder_of(model: Any, tokenizer: Any) -> Decoder:
+    """Return the one decoder of given objects: a model has one owner.
+
+    A decoder keeps its objects alive, so that their ids stay theirs while it lives.
+    """
+    with _lock:
+        key = (id(model), id(tokenizer))
+        decoder = _decoders.get(key)
+        if decoder is None:
+            decoder = _decoders[key] = Decoder(model, tokenizer)
+        return decoder
+
+
+def _load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if not name:
+        raise ValueError("`tokenizer` or `tokenizer_name` must be given with this `model`.")
+    return AutoTokenizer.from_pretrained(name)

@@ -1,0 +1,88 @@
+"""Turn completions and messages into the text and the token ids of a prompt."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
+from llama_index.core.base.llms.types import ChatMessage, CitableBlock, MessageRole, TextBlock
+
+from llma_rag import Reference
+
+_logger = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> list[ChatMessage]:
+    """Put the system prompt before the messages, once.
+
+    It joins a system message that is there already: many templates refuse two of them. Messages
+    that begin with it, as `LLM.predict` makes them, stay as they are.
+    """
+    if not system_prompt:
+        return list(messages)
+    first = messages[0] if messages and messages[0].role == MessageRole.SYSTEM else None
+    if first is None:
+        return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *messages]
+    if (first.content or "").startswith(system_prompt):
+        return list(messages)
+    joined = f"{system_prompt}\n\n{first.content or ''}"
+    return [ChatMessage(role=MessageRole.SYSTEM, content=joined), *messages[1:]]
+
+
+def text_of_message(message: ChatMessage) -> str:
+    """Return a message's text; citations, thinking and extra arguments never enter a prompt."""
+    texts = [block.text for block in message.blocks if isinstance(block, TextBlock)]
+    return "\n".join(text for text in texts if text)
+
+
+def chat_template(tokenizer: Any, messages: Sequence[ChatMessage]) -> str:
+    """Return the prompt of the tokenizer's chat template, or the generic one where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return generic_template(messages)
+    turns = [
+        {"role": message.role.value, "content": text_of_message(message)} for message in messages
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return str(text)
+
+
+def encode(tokenizer: Any, text: str, *, hf_compat: bool) -> list[int]:
+    """Return the token ids of a prompt.
+
+    A template may have written the token that begins a text; HuggingFaceLLM's prompts then begin
+    with two of them, and so do these with `hf_compat`.
+    """
+    begin = tokenizer.bos_token
+    begun = bool(begin) and text.startswith(begin)
+    ids = list(tokenizer(text, add_special_tokens=hf_compat or not begun)["input_ids"])
+    if begun and ids[:2] == [tokenizer.bos_token_id] * 2:
+        _warn_of_two(str(tokenizer.name_or_path))
+    return ids
+
+
+def encode_plainly(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text without special tokens, to measure it."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def citable(messages: Sequence[ChatMessage]) -> list[Reference]:
+    """Return the texts of the messages' citable blocks: the caller named them as sources."""
+    return [
+        Reference(content.text, id=block.source)
+        for message in messages
+        for block in message.blocks
+        if isinstance(block, CitableBlock)
+        for content in block.content
+        if isinstance(content, TextBlock)
+    ]
+
+
+def _warn_of_two(name: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        _logger.warning(
+            "Prompts for `%s` begin with two beginning-of-text tokens, as HuggingFaceLLM writes "
+            "them; pass `hf_compat=False` for one.",
+            name,
+        )
