@@ -1,0 +1,52 @@
+"""Answers from local models over retrieved text, decoded faster and left unchanged."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llma_rag.decoder import Decoder
+    from llma_rag.delivery import AsyncGenerationStream, GenerationStream
+    from llma_rag.reference import Reference
+    from llma_rag.result import (
+        ContextOverflowError,
+        CopiedSpan,
+        DecodingStats,
+        GenerationChunk,
+        GenerationOptions,
+        GenerationRequest,
+        GenerationResult,
+        NonFiniteLogitsError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncGenerationStream",
+    "ContextOverflowError",
+    "CopiedSpan",
+    "Decoder",
+    "DecodingStats",
+    "GenerationChunk",
+    "GenerationOptions",
+    "GenerationRequest",
+    "GenerationResult",
+    "GenerationStream",
+    "NonFiniteLogitsError",
+    "Reference",
+]
+
+_HOMES = {
+    "AsyncGenerationStream": "llma_rag.delivery",
+    "Decoder": "llma_rag.decoder",
+    "GenerationStream": "llma_rag.delivery",
+    "Reference": "llma_rag.reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing the package needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module `llma_rag` has no attribute `{name}`")
+    value = getattr(import_module(_HOMES.get(name, "llma_rag.result")), name)
+    globals()[name] = value
+    return value

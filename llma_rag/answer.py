@@ -1,0 +1,106 @@
+"""Grow the answer of one request: its tokens, its text, its copied spans, and when it ends."""
+
+from llma_rag.detokenizer import Detokenizer, StopStrings
+from llma_rag.drafting import Place
+from llma_rag.provenance import AnswerText, Provenance
+from llma_rag.result import CopiedSpan, FinishReason, GenerationChunk
+
+
+class Answer:
+    """Takes tokens one by one, as plain decoding would, and says when to stop.
+
+    Attributes:
+        token_ids: Committed tokens.
+        finish_reason: Why the answer ended; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stop: StopStrings,
+        *,
+        end_tokens: frozenset[int],
+        max_new_tokens: int,
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._provenance: Provenance | None = None
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._end_tokens = end_tokens
+        self._max_new_tokens = max_new_tokens
+        self._cut: int | None = None
+        self._shown = 0
+        self._delivered = 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still follow."""
+        return self._max_new_tokens - len(self.token_ids)
+
+    @property
+    def text(self) -> str:
+        """The text so far, cut before a stop string."""
+        return self._detokenizer.text[: self._cut]
+
+    def trace_with(self, provenance: Provenance) -> None:
+        """Note from now on where tokens come from; those so far were not copied."""
+        for _ in self.token_ids:
+            provenance.commit(None)
+        self._provenance = provenance
+
+    def commit(self, token: int, place: Place | None) -> bool:
+        """Append a token; return whether the answer goes on.
+
+        Args:
+            token: The token the model chose.
+            place: Where it was copied from; None if no draft proposed it.
+        """
+        self.token_ids.append(token)
+        if self._provenance is not None:
+            self._provenance.commit(place)
+        if token in self._end_tokens:
+            self._finish("stop")
+        else:
+            self._take_text(self._detokenizer.add(token))
+        if self.finish_reason is None and self.remaining <= 0:
+            self._finish("length")
+        return self.finish_reason is None
+
+    def next_chunk(self) -> GenerationChunk | None:
+        """Return what was committed since the last chunk and may be shown; None if nothing."""
+        safe = len(self.text)
+        if self.finish_reason is None:
+            safe = self._stop.safe_length(self.text)
+        text = self.text[self._shown : safe]
+        tokens = tuple(self.token_ids[self._delivered :])
+        if not text and not tokens:
+            return None
+        spans = self._traced()
+        self._shown = max(safe, self._shown)
+        self._delivered = len(self.token_ids)
+        return GenerationChunk(text, tokens, spans)
+
+    def copied_spans(self) -> tuple[CopiedSpan, ...]:
+        """Return the copied runs of the finished answer."""
+        return self._provenance.spans(self._as_text()) if self._provenance else ()
+
+    def _traced(self) -> tuple[CopiedSpan, ...]:
+        if self._provenance is None:
+            return ()
+        return self._provenance.trace(self._as_text(), self._delivered)
+
+    def _as_text(self) -> AnswerText:
+        return AnswerText(self.text, self._detokenizer.starts, self._detokenizer.ends)
+
+    def _take_text(self, new: str) -> None:
+        if not new or not self._stop.strings:
+            return
+        found = self._stop.find(self._detokenizer.text, len(new))
+        if found is not None:
+            self._cut = found
+            self.finish_reason = "stop"
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self._take_text(self._detokenizer.flush())

@@ -1,0 +1,85 @@
+"""Turn token ids into text as they arrive; a piece of text is given out once and never changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"
+"""What a decoder shows for bytes that are no character, or not yet one."""
+
+
+class Detokenizer:
+    """Decodes an answer token by token in constant time per token.
+
+    The join of all pieces is what decoding the whole answer gives. A piece is held back while its
+    bytes may be the beginning of a character.
+
+    Attributes:
+        text: The text so far.
+        starts: For each token, how long the text was before it.
+        ends: For each token, how long the text was after it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._window = 0
+        self._read = 0
+        self.text = ""
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+
+    def add(self, token_id: int) -> str:
+        """Append a token and return the text it completes, which may be empty."""
+        self._ids.append(token_id)
+        before = self._decode(self._ids[self._window : self._read])
+        after = self._decode(self._ids[self._window :])
+        new = ""
+        if len(after) > len(before) and not after.endswith(REPLACEMENT):
+            new = after[len(before) :]
+            self._window, self._read = self._read, len(self._ids)
+        self._note(new)
+        return new
+
+    def flush(self) -> str:
+        """Give out what was held back; call once, after the last token."""
+        before = self._decode(self._ids[self._window : self._read])
+        new = self._decode(self._ids[self._window :])[len(before) :]
+        self._read = len(self._ids)
+        self.text += new
+        if self.ends:
+            self.ends[-1] = len(self.text)
+        return new
+
+    def _note(self, new: str) -> None:
+        self.starts.append(len(self.text))
+        self.text += new
+        self.ends.append(len(self.text))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
+class StopStrings:
+    """Finds stop strings in a growing text and tells how much of it is safe to show."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.strings = tuple(strings)
+        self._longest = max(map(len, self.strings), default=0)
+
+    def find(self, text: str, new: int) -> int | None:
+        """Return where the earliest stop string begins that ends in the last `new` characters."""
+        start = max(0, len(text) - new - self._longest + 1)
+        found = [place for stop in self.strings if (place := text.find(stop, start)) >= 0]
+        return min(found, default=None)
+
+    def safe_length(self, text: str) -> int:
+        """Return how many characters cannot belong to a stop string that is still incomplete.
+
+        >>> StopStrings(["END"]).safe_length("the EN")
+        4
+        """
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            tail = text[-size:]
+            if any(stop.startswith(tail) for stop in self.strings):
+                return len(text) - size
+        return len(text)

@@ -1,0 +1,80 @@
+"""Turn prompts and references into token ids; knows the tokenizer only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llma_rag.reference import AcceptedReferences
+from llma_rag.result import Prompt
+
+MAX_CHARACTERS_PER_TOKEN = 8
+"""A reference is cut to this many characters per token that may be indexed, before tokenising."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedReferences:
+    """Token ids of references, without special tokens.
+
+    Attributes:
+        token_ids: Ids of each reference.
+        offsets: For each token of each reference, its first character.
+        cut: Indices of references of which only the beginning was tokenised.
+    """
+
+    token_ids: tuple[Sequence[int], ...]
+    offsets: tuple[Sequence[int], ...]
+    cut: frozenset[int]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Return the ids of a prompt; text gets the tokenizer's special tokens, ids stay as they are.
+
+    Raises:
+        TypeError: If the prompt is neither text nor a sequence of integers.
+        ValueError: If it is empty.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+    else:
+        ids = [_token_id(one) for one in prompt]
+    if not ids:
+        raise ValueError("`prompt` must hold at least one token, got none; pass some text.")
+    return ids
+
+
+def encode_references(
+    tokenizer: Any, accepted: AcceptedReferences, max_tokens: int
+) -> EncodedReferences:
+    """Tokenise each reference on its own; very long ones are cut before it."""
+    room = max_tokens * MAX_CHARACTERS_PER_TOKEN
+    texts, cut = [], []
+    for number, reference in enumerate(accepted.references):
+        texts.append(reference.text[:room])
+        if len(reference.text) > room:
+            cut.append(number)
+        room -= len(texts[-1])
+    pairs = [_encode(tokenizer, text) for text in texts]
+    return EncodedReferences(
+        token_ids=tuple(ids for ids, _ in pairs),
+        offsets=tuple(offsets for _, offsets in pairs),
+        cut=frozenset(cut),
+    )
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[Sequence[int], Sequence[int]]:
+    if not text:
+        return (), ()
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    ids = encoded["input_ids"]
+    if fast:
+        return ids, [start for start, _ in encoded["offset_mapping"]]
+    return ids, [len(text) * place // max(1, len(ids)) for place in range(len(ids))]
+
+
+def _token_id(one: object) -> int:
+    if isinstance(one, bool) or not hasattr(one, "__index__"):
+        raise TypeError(
+            f"`prompt` must be text or a flat sequence of token ids, got an entry {one!r}."
+        )
+    return int(one.__index__())

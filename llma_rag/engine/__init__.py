@@ -1,0 +1,1 @@
+"""Everything that touches torch and transformers: loading, caches and forward passes."""

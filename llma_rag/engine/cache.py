@@ -1,0 +1,150 @@
+"""Keep keys and values so that rejected tokens are forgotten by moving a length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+GROWTH = 256
+"""Tokens by which a slab's capacity is rounded up."""
+
+
+class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in transformers
+    """Keys and values of one layer, [rows, kv_heads, capacity, head_dim], written in place."""
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, cache: "SlabCache") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in transformers
+        self.cache = cache
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the slab for the shape, dtype and device of the first keys and values."""
+        capacity = self.cache.reserved
+        self.keys = _slab_like(key_states, capacity)
+        self.values = _slab_like(value_states, capacity)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new tokens behind each row's length; the lengths move only by `keep`.
+
+        Args:
+            key_states: [rows, kv_heads, new tokens, head_dim].
+            value_states: [rows, kv_heads, new tokens, head_dim].
+
+        Returns:
+            Views of all keys and values up to the end of the longest row.
+        """
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        new = key_states.shape[-2]
+        end = max(self.cache.lengths) + new
+        if end > self.keys.shape[-2]:
+            self.keys = _grown(self.keys, end)
+            self.values = _grown(self.values, end)
+        for row, length in enumerate(self.cache.lengths):
+            self.keys[row, :, length : length + new] = key_states[row]
+            self.values[row, :, length : length + new] = value_states[row]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def move(self, row: int, sources: Sequence[int], target: int) -> None:
+        """Copy tokens of a row to consecutive places from `target` on."""
+        for slab in (self.keys, self.values):
+            assert slab is not None
+            index = torch.tensor(sources, device=slab.device)
+            slab[row, :, target : target + len(sources)] = slab[row].index_select(1, index)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of the keys that `update` will return."""
+        return max(self.cache.lengths) + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return the tokens kept in the longest row."""
+        return max(self.cache.lengths)
+
+    def get_max_length(self) -> int:
+        """Return -1: a slab grows where it must."""
+        return -1
+
+
+class SlabCache(Cache):
+    """A cache of preallocated slabs with free rollback.
+
+    `update` writes behind each row's length, and only `keep` moves the lengths: whatever a pass
+    wrote and nobody kept is overwritten by the next one. Sliding-window layers keep every token
+    and rely on the model's mask, so that a rejected tail can never push kept tokens out.
+
+    Attributes:
+        lengths: Kept tokens of each row.
+        reserved: Tokens for which memory is allocated at first.
+    """
+
+    def __init__(self, layer_count: int, *, capacity: int, rows: int = 1) -> None:
+        self.lengths = [0] * rows
+        self.reserved = _round_up(capacity)
+        self._slabs = [SlabLayer(self) for _ in range(layer_count)]
+        super().__init__(layers=[*self._slabs])
+
+    def keep(self, row: int, count: int) -> None:
+        """Keep the first `count` tokens that the last pass wrote to `row`."""
+        self.lengths[row] += count
+
+    def keep_path(self, row: int, places: Sequence[int]) -> None:
+        """Keep the tokens at `places` (counted from the row's length) in that order.
+
+        Places that already stand where they belong are not moved.
+        """
+        length = self.lengths[row]
+        stay = 0
+        while stay < len(places) and places[stay] == stay:
+            stay += 1
+        if stay < len(places):
+            sources = [length + place for place in places[stay:]]
+            for layer in self._slabs:
+                layer.move(row, sources, length + stay)
+        self.lengths[row] = length + len(places)
+
+
+def supports_slab(config: PretrainedConfig) -> bool:
+    """Return whether every layer of the model keeps plain keys and values.
+
+    False for recurrent and hybrid layers and for layers that keep something beside keys and
+    values: those need the model's own cache.
+    """
+    plain = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    layers = DynamicCache(config=config).layers
+    return all(type(layer).__name__ in plain for layer in layers)
+
+
+def layer_count(config: PretrainedConfig) -> int:
+    """Return how many layers of keys and values a model of `config` keeps."""
+    layers = DynamicCache(config=config).layers
+    if layers:
+        return len(layers)
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _round_up(tokens: int) -> int:
+    return -(-tokens // GROWTH) * GROWTH
+
+
+def _slab_like(states: torch.Tensor, capacity: int) -> torch.Tensor:
+    rows, heads, new, width = states.shape
+    return states.new_zeros((rows, heads, max(capacity, new), width))
+
+
+def _grown(slab: torch.Tensor, needed: int) -> torch.Tensor:
+    rows, heads, capacity, width = slab.shape
+    larger = slab.new_zeros((rows, heads, _round_up(max(needed, capacity * 3 // 2)), width))
+    larger[:, :, :capacity] = slab
+    return larger

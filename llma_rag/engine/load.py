@@ -1,0 +1,112 @@
+"""Find and load models and tokenizers; the only place that resolves names and paths."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a model is loaded; names and meaning are those of transformers' `from_pretrained`.
+
+    `device` is a torch device for models that fit one; `device_map` spreads a model over several.
+    """
+
+    tokenizer: str | os.PathLike[str]
+    revision: str
+    dtype: str | torch.dtype
+    device: str | torch.device
+    device_map: Any
+    quantization_config: Any
+    attn_implementation: str
+    trust_remote_code: bool
+    token: str
+    cache_dir: str | os.PathLike[str]
+    local_files_only: bool
+    model_kwargs: Mapping[str, Any]
+    tokenizer_kwargs: Mapping[str, Any]
+
+
+def load(
+    name: str | os.PathLike[str], options: LoadOptions
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model in evaluation mode and its tokenizer.
+
+    Raises:
+        FileNotFoundError: If `name` is a path at which there is no model.
+        OSError: If the model cannot be had from the hub.
+        TypeError: If an option is unknown.
+    """
+    unknown = sorted(set(options) - set(LoadOptions.__annotations__))
+    if unknown:
+        raise TypeError(f"Unknown loading option `{unknown[0]}`.")
+    source = _checked(name)
+    shared = {
+        key: options[key]
+        for key in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only")
+        if options.get(key) is not None
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(options.get("tokenizer") or source), **shared, **options.get("tokenizer_kwargs", {})
+        )
+        model = AutoModelForCausalLM.from_pretrained(source, **shared, **_model_arguments(options))
+    except OSError as error:
+        raise OSError(
+            f"`{name}` could not be loaded: there is no such folder, and the model hub could not "
+            "be reached or does not have it. Check the name, download the model first, or pass "
+            f"the path of a local folder. ({_first_line(error)})"
+        ) from error
+    model.eval()
+    return _placed(model, options), tokenizer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the most positions the model can tell apart; None where it has no such limit."""
+    text = config.get_text_config(decoder=True)
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(limit) if limit else None
+
+
+def _checked(name: str | os.PathLike[str]) -> str:
+    path = Path(name)
+    looks_local = isinstance(name, os.PathLike) or path.is_absolute() or str(name).startswith(".")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise FileNotFoundError(
+            f"`{name}` holds no model: `config.json` is missing; pass a folder saved by "
+            "`save_pretrained`."
+        )
+    if looks_local and not path.is_dir():
+        raise FileNotFoundError(f"There is no model folder at `{name}`; check the path.")
+    return str(name)
+
+
+def _model_arguments(options: LoadOptions) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"dtype": options.get("dtype") or "auto"}
+    for key in ("device_map", "quantization_config", "attn_implementation"):
+        if options.get(key) is not None:
+            arguments[key] = options[key]
+    return arguments | dict(options.get("model_kwargs") or {})
+
+
+def _placed(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
+    """Move a model to its device, unless accelerate or a quantiser has placed it already."""
+    device = options.get("device")
+    if options.get("device_map") is not None or options.get("quantization_config") is not None:
+        return model
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

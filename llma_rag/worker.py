@@ -1,0 +1,146 @@
+"""Let one thread own a model; requests from threads and event loops take turns on it."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+from llma_rag.engine.step import Pass
+from llma_rag.result import GenerationChunk, GenerationResult
+
+MAX_ACTIVE = 8
+"""Requests that are decoded in turns; further ones wait until one of them is done."""
+
+Outcome = object
+"""What a pass returned (logits); the worker does not look into it."""
+
+Decoding = Generator[Pass | GenerationChunk, Outcome, GenerationResult]
+"""A request being decoded: yields passes to run and text to deliver, returns the result."""
+
+
+class Sink(Protocol):
+    """Where the events of one request go; every method may be called from the worker's thread."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for this request any more."""
+        ...
+
+    def put(self, chunk: GenerationChunk) -> None:
+        """Deliver text."""
+        ...
+
+    def done(self, result: GenerationResult) -> None:
+        """Deliver the end of the answer."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver an error as it was raised."""
+        ...
+
+
+class _Job:
+    """A request in the worker: its generator, and the pass that it waits for."""
+
+    def __init__(self, decoding: Decoding, sink: Sink) -> None:
+        self.decoding = decoding
+        self.sink = sink
+        self.wanted: Pass | None = None
+
+    def start(self) -> bool:
+        return self._resume(lambda: next(self.decoding))
+
+    def give(self, outcome: Outcome) -> bool:
+        return self._resume(lambda: self.decoding.send(outcome))
+
+    def give_error(self, error: Exception) -> bool:
+        return self._resume(lambda: self.decoding.throw(error))
+
+    def close(self) -> None:
+        self.decoding.close()
+
+    def _resume(self, resume: Callable[[], Pass | GenerationChunk]) -> bool:
+        """Run the request up to its next pass; return whether it goes on."""
+        try:
+            event = resume()
+            while isinstance(event, GenerationChunk):
+                self.sink.put(event)
+                event = next(self.decoding)
+        except StopIteration as end:
+            self.sink.done(end.value)
+        except BaseException as error:
+            self.decoding.close()
+            self.sink.fail(error)
+        else:
+            self.wanted = event
+            return True
+        return False
+
+
+class Worker:
+    """A thread that runs all forward passes of one model.
+
+    The thread starts with the first request, is a daemon, and is started again in a forked child.
+    """
+
+    def __init__(self, run: Callable[[Pass], Outcome], name: str = "llma-rag") -> None:
+        self._run = run
+        self._name = name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+
+    def submit(self, decoding: Decoding, sink: Sink) -> None:
+        """Hand over a request; its events reach the sink from the worker's thread."""
+        with self._lock:
+            if self._thread is None or self._process != os.getpid():
+                self._queue = queue.SimpleQueue()
+                self._process = os.getpid()
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._queue, self._run), name=self._name, daemon=True
+                )
+                self._thread.start()
+            self._queue.put(_Job(decoding, sink))
+
+    def stop(self) -> None:
+        """End the thread once the requests it has are done; a later request starts a new one."""
+        with self._lock:
+            self._queue.put(None)
+            self._thread = None
+
+
+def _serve(jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome]) -> None:
+    active: list[_Job] = []
+    open_for_more = True
+    while open_for_more or active:
+        open_for_more = _admit(jobs, active, open_for_more)
+        active = [job for job in active if _advance(job, run)]
+
+
+def _admit(jobs: "queue.SimpleQueue[_Job | None]", active: list[_Job], open_for_more: bool) -> bool:
+    """Start waiting requests while there is room; wait for one if there is nothing to do."""
+    while open_for_more and len(active) < MAX_ACTIVE:
+        try:
+            job = jobs.get(block=not active)
+        except queue.Empty:
+            break
+        if job is None:
+            return False
+        if not job.sink.cancelled and job.start():
+            active.append(job)
+    return open_for_more
+
+
+def _advance(job: _Job, run: Callable[[Pass], Outcome]) -> bool:
+    """Run the pass a request waits for; return whether the request goes on."""
+    if job.sink.cancelled:
+        job.close()
+        return False
+    assert job.wanted is not None
+    try:
+        outcome = run(job.wanted)
+    except Exception as error:
+        return job.give_error(error)
+    return job.give(outcome)
