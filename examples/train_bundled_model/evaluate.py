@@ -1,0 +1,181 @@
+"""Held-out quality: the share of questions whose whole greedy answer is the right sentence.
+
+Run: python -m examples.train_bundled_model.evaluate --corpus ../shared/corpus MODEL_FOLDER
+
+Greedy decoding gives the right answer exactly when every token of the answer, its end token
+included, has the highest logit after the right tokens before it. One forward pass therefore tells
+what generation would do; `--generate N` generates N answers per set and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from examples.train_bundled_model.batches import make_batch
+from examples.train_bundled_model.documents import SOFTWARE, Document, is_held_out, read_corpus
+from examples.train_bundled_model.examples import Example, ExampleMaker, Limits
+from examples.train_bundled_model.prompts import FORMATS, PromptFormat
+
+logger = logging.getLogger(__name__)
+ONE_TO_FOUR = (1, 2, 3, 4)
+SIZES = {"short": 250, "medium": 1000, "long": 2600}
+
+
+@dataclass(slots=True)
+class EvaluationSet:
+    """Examples of one question each, under a name."""
+
+    name: str
+    examples: list[Example]
+
+
+def _draw(
+    name: str,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    count: int,
+    characters: int = 1600,
+    formats: Sequence[PromptFormat] = FORMATS,
+) -> EvaluationSet:
+    shares = {document.source: 1.0 for document in documents}
+    maker = ExampleMaker(documents, tokenizer, random.Random(name), formats, shares)
+    limits = Limits(ONE_TO_FOUR, characters, 1, 1600)
+    return EvaluationSet(name, [maker.draw(limits) for _ in range(count)])
+
+
+def _without_questions(documents: Sequence[Document]) -> list[Document]:
+    return [replace(document, questions=[]) for document in documents]
+
+
+def held_out_sets(
+    documents: Sequence[Document], tokenizer: Tokenizer, count: int, *, details: bool = True
+) -> list[EvaluationSet]:
+    """Made and human questions about held-out titles; with details also per size and format."""
+    held = [document for document in documents if is_held_out(document)]
+    texts = [d for d in held if d.source not in {"squad", "clapnq"}]
+    software = [d for d in texts if d.source in SOFTWARE]
+    made = _without_questions(texts)
+    squad = [d for d in held if d.source == "squad"]
+    sets = [
+        _draw("made", made, tokenizer, count),
+        _draw("made-software", _without_questions(software), tokenizer, count),
+        _draw("squad", squad, tokenizer, count),
+    ]
+    if not details:
+        return sets
+    clapnq = [d for d in documents if d.source == "clapnq"]
+    sets.append(_draw("clapnq", clapnq, tokenizer, count))
+    for size, characters in SIZES.items():
+        sets.append(_draw(f"made, {size}", made, tokenizer, count, characters))
+        sets.append(_draw(f"squad, {size}", squad, tokenizer, count, characters))
+    for prompt in FORMATS:
+        half = max(1, count // 2)
+        sets.append(_draw(f"made, {prompt.name}", made, tokenizer, half, formats=[prompt]))
+        sets.append(_draw(f"squad, {prompt.name}", squad, tokenizer, half, formats=[prompt]))
+    return sets
+
+
+@torch.inference_mode()
+def exact_answers(
+    model: LlamaForCausalLM, examples: Sequence[Example], size: int = 8
+) -> list[list[bool]]:
+    """For each example and each of its turns, whether the whole greedy answer is right."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
+    results: list[list[bool]] = [[] for _ in examples]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        batch = make_batch([examples[index] for index in rows])
+        logits = model(
+            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions
+        ).logits
+        wrong = (logits.argmax(-1) != batch.targets) & (batch.turns > 0)
+        for row, index in enumerate(rows):
+            failed = set(batch.turns[row][wrong[row]].tolist())
+            results[index] = [n not in failed for n in range(1, len(examples[index].turns) + 1)]
+    return results
+
+
+def share_exact(model: LlamaForCausalLM, examples: Sequence[Example]) -> float:
+    """The share of turns answered exactly."""
+    results = [right for row in exact_answers(model, examples) for right in row]
+    return sum(results) / len(results)
+
+
+@torch.inference_mode()
+def generated_answers(model: LlamaForCausalLM, examples: Sequence[Example]) -> list[bool]:
+    """For each example, whether real greedy generation gives its first answer."""
+    results = []
+    for example in examples:
+        tail, answer = example.turns[0]
+        prompt = torch.tensor([example.head + tail])
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=len(answer) + 8,
+            do_sample=False,
+        )
+        results.append(output[0, prompt.shape[1] :].tolist() == answer)
+    return results
+
+
+def evaluate(model: LlamaForCausalLM, sets: Sequence[EvaluationSet]) -> dict[str, float]:
+    """The share of exact answers per set."""
+    model.eval()
+    return {item.name: round(share_exact(model, item.examples), 3) for item in tqdm(sets)}
+
+
+def _table(scores: dict[str, float], count: dict[str, int]) -> str:
+    rows = [f"| {name} | {count[name]} | {score:.1%} |" for name, score in scores.items()]
+    return "\n".join(["| set | questions | exact |", "|---|---:|---:|", *rows])
+
+
+def _check_generation(model: LlamaForCausalLM, sets: Sequence[EvaluationSet], number: int) -> None:
+    agree: dict[str, int] = defaultdict(int)
+    for item in tqdm(sets):
+        some = item.examples[:number]
+        forced = [row[0] for row in exact_answers(model, some)]
+        agree[item.name] = sum(
+            a == b for a, b in zip(forced, generated_answers(model, some), strict=True)
+        )
+    logger.info("generation agrees with the forced pass on (of %d): %s", number, dict(agree))
+
+
+def main() -> None:
+    """Evaluate a saved model and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="folder with config, weights and tokenizer.json")
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
+    parser.add_argument("--count", type=int, default=400, help="questions per set")
+    parser.add_argument("--generate", type=int, default=0, help="answers per set to generate too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--brief", action="store_true", help="only the main sets")
+    parser.add_argument("--json", type=Path, help="write the shares here too")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    model = LlamaForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
+    documents = list(read_corpus(arguments.corpus))
+    sets = held_out_sets(documents, tokenizer, arguments.count, details=not arguments.brief)
+    scores = evaluate(model, sets)
+    logger.info(_table(scores, {item.name: len(item.examples) for item in sets}))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(scores, indent=2) + "\n")
+    if arguments.generate:
+        _check_generation(model, sets[:4], arguments.generate)
+
+
+if __name__ == "__main__":
+    main()
