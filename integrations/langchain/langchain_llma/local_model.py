@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from langchain_core.documents import Document
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+)
 
 import llma_rag
 from langchain_llma.options import fields_of_pipeline, generation_options
@@ -16,9 +24,7 @@ if TYPE_CHECKING:
     from llma_rag import Decoder, GenerationOptions
 
 PROVIDER = "llma"
-MODEL_CONFIG = ConfigDict(
-    populate_by_name=True, extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True
-)
+MODEL_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 Given: TypeAlias = Document | Reference | str
 """What `references=` takes, one or several."""
 
@@ -48,7 +54,7 @@ class LocalModel(BaseModel):
     unset here and in the call comes from the model's own `generation_config`.
     """
 
-    model: str = Field(alias="model_name")
+    model: str = Field(validation_alias=AliasChoices("model", "model_name"))
     """Path of a local model or its name on the Hugging Face hub."""
     tokenizer: str | None = None
     """Path or name of the tokenizer where it is not the model's."""
@@ -66,7 +72,9 @@ class LocalModel(BaseModel):
     """Attention backend, as in `from_pretrained`."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
-    hf_token: SecretStr | None = Field(default=None, alias="api_key")
+    hf_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("hf_token", "api_key")
+    )
     """Access token for private models on the hub."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the model's `from_pretrained`."""
@@ -81,9 +89,13 @@ class LocalModel(BaseModel):
     """Sample from this many most probable tokens."""
     seed: int | None = None
     """Makes a sampled answer repeatable."""
-    max_tokens: int | None = Field(default=512, alias="max_new_tokens")
+    max_tokens: int | None = Field(
+        default=512, validation_alias=AliasChoices("max_tokens", "max_new_tokens")
+    )
     """Most tokens of the answer."""
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: list[str] | None = Field(
+        default=None, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
     """Texts before which the answer ends, unless the call gives others."""
     timeout: float | None = None
     """Seconds after which an answer is cut, with finish reason `"length"`."""
@@ -138,7 +150,7 @@ class LocalModel(BaseModel):
         """
         outer = getattr(loaded, "llm", loaded)
         pipeline = getattr(outer, "pipeline", outer)
-        model = getattr(pipeline, "model", None)
+        model: Any = getattr(pipeline, "model", None)
         tokenizer = getattr(loaded, "tokenizer", None) or getattr(pipeline, "tokenizer", None)
         if not hasattr(model, "forward") or tokenizer is None:
             msg = (

@@ -78,11 +78,11 @@ def parent_of(run_manager: Any, payload: str | Sequence[BaseMessage]) -> UUID | 
     `RunnableConfig`, which also knows the run when a LangSmith `@traceable` stands between.
     """
     if run_manager is not None:
-        announced = run_manager.parent_run_id
+        announced: UUID | None = run_manager.parent_run_id
     else:
         starts = (start for start in model_starts.get() if _same(start.payload, payload))
         announced = next((start.parent_run_id for start in starts), None)
-    if announced in HANDLER.tree:
+    if HANDLER.tree.get(announced) is not None:
         return announced
     ambient = ambient_parent()
     return ambient if ambient in HANDLER.tree else None
@@ -90,7 +90,8 @@ def parent_of(run_manager: Any, payload: str | Sequence[BaseMessage]) -> UUID | 
 
 def ambient_parent() -> UUID | None:
     """Return the id of the runnable inside which this code runs, by the ambient config."""
-    return getattr(ensure_config().get("callbacks"), "parent_run_id", None)
+    parent: UUID | None = getattr(ensure_config().get("callbacks"), "parent_run_id", None)
+    return parent
 
 
 @contextmanager
@@ -131,8 +132,9 @@ def origins(captured: Sequence[CapturedDocument]) -> dict[str, int]:
 
 def _per_prompt(prompts: Sequence[str], callbacks: Any) -> list[Any]:
     """As `BaseLLM.generate` tells one callback list for all from a list with one for each."""
-    each = isinstance(callbacks, list) and len(callbacks) == len(prompts)
-    if each and callbacks and isinstance(callbacks[0], (list, BaseCallbackManager, type(None))):
+    if not isinstance(callbacks, list) or not callbacks or len(callbacks) != len(prompts):
+        return [callbacks] * len(prompts)
+    if isinstance(callbacks[0], (list, BaseCallbackManager, type(None))):
         return callbacks
     return [callbacks] * len(prompts)
 

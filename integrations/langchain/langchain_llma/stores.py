@@ -38,11 +38,11 @@ def instrument_vectorstores() -> None:
         _instrument(cls)
         pending.extend(cls.__subclasses__())
 
-    def instrument_subclass(cls: type, **kwargs: Any) -> None:
+    def instrument_subclass(cls: Any, /, **kwargs: Any) -> None:
         super(VectorStore, cls).__init_subclass__(**kwargs)
         _instrument(cls)
 
-    VectorStore.__init_subclass__ = classmethod(instrument_subclass)  # type: ignore[assignment]
+    setattr(VectorStore, "__init_subclass__", classmethod(instrument_subclass))  # noqa: B010
 
 
 def _instrument(cls: type) -> None:

@@ -255,4 +255,4 @@ def test_runs_hold_no_documents_after_they_end(decoder: ProbeDecoder) -> None:
 
 
 def _alive() -> int:
-    return sum(isinstance(thing, Document) for thing in gc.get_objects())
+    return sum(type(thing) is Document for thing in gc.get_objects())
