@@ -1,8 +1,11 @@
 """Fixtures of the integration's tests."""
 
+from pathlib import Path
+
 import pytest
 
 from integrations.langchain.tests.probes import ProbeDecoder
+from integrations.langchain.tests.tiny import tiny_model
 from langchain_llma.capture import HANDLER, model_starts, recent_documents
 
 
@@ -18,3 +21,15 @@ def _own_context():
     model_starts.set(())
     yield
     assert len(HANDLER.tree) == 0, "a run was opened and never closed"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of another one."""
+    return tiny_model(tmp_path_factory.mktemp("tiny2"), seed=1)
