@@ -30,6 +30,11 @@ class Passage:
     start: int = 0
 
 
+def searched_text(passage: Passage) -> str:
+    """Return what a passage is found by: its heading and its text."""
+    return f"{passage.heading}\n{passage.text}"
+
+
 def read_folder(folder: str | os.PathLike[str]) -> list[Passage]:
     """Return the passages of all text and Markdown files of a folder and its subfolders.
 

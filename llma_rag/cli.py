@@ -1,0 +1,172 @@
+"""The command line; heavy packages are imported when a command runs, so that help is quick."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Answers from local models over retrieved text, decoded faster and left unchanged.",
+)
+
+_DEMO_PACKAGES = ("faiss", "langchain_classic", "langchain_llma", "llama_index")
+
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Answer questions about the bundled documents through LangChain and LlamaIndex.
+
+    Exit code 1 if any answer differs from the one without references.
+    """
+    with _input_errors():
+        _need_demo_packages()
+        _quiet(progress=False)
+        from rich.console import Console
+
+        from llma_rag.demo.running import Demo
+        from llma_rag.demo.show import Show
+
+        rows = list(Demo().rows()) if as_json else Show(Console()).run()
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+    if not all(row.identical for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    docs: Annotated[Path, typer.Option(help="Folder with text and Markdown files.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a model; the bundled one if unset.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="How many passages are retrieved.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+) -> None:
+    """Answer a question about your own documents, with the sources of what was copied."""
+    with _input_errors():
+        _check_question(question)
+        _check_at_least_one("--k", k)
+        _check_at_least_one("--max-new-tokens", max_new_tokens)
+        from llma_rag.demo import MODEL
+        from llma_rag.demo.passages import read_folder
+
+        passages = read_folder(docs)
+        _need_demo_packages()
+        _quiet(progress=sys.stderr.isatty())
+        from rich.console import Console
+
+        from llma_rag.demo.asking import answer_question
+
+        answer_question(
+            question,
+            passages,
+            model=MODEL if model is None else model,
+            k=k,
+            max_new_tokens=max_new_tokens,
+            console=Console(),
+        )
+
+
+@app.command()
+def replay(
+    traces: Annotated[list[Path], typer.Option(help="JSON Lines file of recorded answers.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with the `tokenizer.json` of the answers' model.")
+    ] = None,
+    max_draft_tokens: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 20,
+    rows: Annotated[int | None, typer.Option(help="First rows of each file.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Most nodes of a token tree.")] = None,
+    cost: Annotated[
+        list[float] | None,
+        typer.Option(help="Cost of a verified token, as share of a forward pass."),
+    ] = None,
+    drafters: Annotated[
+        list[str] | None, typer.Option(help="Names of drafters; all if unset.")
+    ] = None,
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG of tokens per forward against nodes.")
+    ] = None,
+) -> None:
+    """Replay recorded answers through drafters, without a model."""
+    with _input_errors():
+        from llma_rag.bench.replay import DEFAULT_COSTS, replay_command
+
+        replay_command(
+            traces,
+            tokenizer=tokenizer,
+            max_draft_tokens=max_draft_tokens,
+            rows=rows,
+            nodes=nodes,
+            costs=cost or DEFAULT_COSTS,
+            drafters=[name for given in drafters for name in given.split(",")]
+            if drafters
+            else None,
+            as_json=as_json,
+            plot=plot,
+        )
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Turn what the library says of bad input into one sentence and exit code 2."""
+    try:
+        yield
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        from llma_rag.demo.terminal import inert
+
+        sentence = inert(" ".join(str(error).split()))
+        typer.echo(f"Error: {sentence or type(error).__name__}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _check_question(question: str) -> None:
+    if not question.strip():
+        raise ValueError(
+            "`question` must hold text, got an empty one; write what you want to know."
+        )
+
+
+def _check_at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{option}` must be at least 1, got {value}.")
+
+
+def _need_demo_packages() -> None:
+    missing = [name for name in _DEMO_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"This command needs {', '.join(missing)}; install them with "
+            "`pip install 'llma-rag[demo]'`."
+        )
+
+
+def _quiet(*, progress: bool) -> None:
+    """Keep the libraries' own messages from between the lines of an answer or of an error."""
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils.logging import disable_progress_bar
+
+    hub.set_verbosity_error()
+    if not progress:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main()
