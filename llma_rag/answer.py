@@ -60,6 +60,7 @@ class Answer:
         if self._provenance is not None:
             self._provenance.commit(place)
         if token in self._end_tokens:
+            self._detokenizer.skip()
             self._finish("stop")
         else:
             self._take_text(self._detokenizer.add(token))

@@ -40,6 +40,10 @@ class Detokenizer:
         self._note(new)
         return new
 
+    def skip(self) -> None:
+        """Note a token that has no text."""
+        self._note("")
+
     def flush(self) -> str:
         """Give out what was held back; call once, after the last token."""
         before = self._decode(self._ids[self._window : self._read])

@@ -1,0 +1,219 @@
+"""One owner of the model: threads, event loops, closing, cancelling, errors."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from llma_rag import ContextOverflowError, Decoder
+from tests.models import character_tokenizer, tiny_decoder, tiny_model
+
+PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
+
+
+class CountingModel:
+    """Counts the forward passes of a model and can make one of them fail or wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model = tiny_model("llama-gqa")
+        self.forwards = 0
+        self.fail_at: int | None = None
+        self.gate: threading.Semaphore | None = None
+        original = self.model.forward
+
+        def forward(*args, **kwargs):
+            self.forwards += 1
+            if self.gate is not None:
+                assert self.gate.acquire(timeout=20)
+            if self.forwards == self.fail_at:
+                raise ZeroDivisionError("a failing layer")
+            return original(*args, **kwargs)
+
+        forward.__signature__ = __import__("inspect").signature(original)
+        monkeypatch.setattr(self.model, "forward", forward)
+        self.decoder = Decoder(self.model, character_tokenizer())
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> CountingModel:
+    return CountingModel(monkeypatch)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.001)
+
+
+def test_the_join_of_a_stream_is_the_answer():
+    decoder = tiny_decoder("llama-gqa")
+    whole = decoder.generate(PROMPT, max_new_tokens=40)
+    with decoder.stream(PROMPT, max_new_tokens=40) as stream:
+        chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == whole.text == stream.result.text
+    assert sum((chunk.token_ids for chunk in chunks), ()) == whole.token_ids
+    assert len(chunks) <= whole.stats.forward_passes
+
+
+def test_a_result_before_the_end_is_refused():
+    stream = tiny_decoder("llama-gqa").stream(PROMPT, max_new_tokens=5)
+    with pytest.raises(RuntimeError, match="read to its end"):
+        _ = stream.result
+    stream.close()
+
+
+@pytest.mark.parametrize("read", range(5))
+def test_a_closed_stream_stops_within_one_forward(counting: CountingModel, read: int):
+    counting.gate = threading.Semaphore(0)
+    stream = counting.decoder.stream(PROMPT, draft=False, max_new_tokens=200)
+    for _ in range(read):
+        counting.gate.release()
+        next(stream)
+    stream.close()
+    at_close = counting.forwards
+    counting.gate.release(100)
+    counting.gate = None
+    after = counting.decoder.generate(PROMPT, max_new_tokens=3)
+    assert counting.forwards - at_close - after.stats.forward_passes <= 1
+    assert list(stream) == []
+
+
+def test_a_dropped_stream_stops_too(counting: CountingModel):
+    counting.gate = threading.Semaphore(2)
+    stream = counting.decoder.stream(PROMPT, draft=False, max_new_tokens=200)
+    next(stream)
+    del stream
+    counting.gate.release(1000)
+    counting.decoder.generate(PROMPT, max_new_tokens=1)
+    assert counting.forwards < 20
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_an_error_of_the_model_reaches_the_consumer_as_itself(counting: CountingModel, step: int):
+    counting.fail_at = step
+    with pytest.raises(ZeroDivisionError, match="failing layer"):
+        counting.decoder.generate(PROMPT, draft=False, max_new_tokens=20)
+    counting.forwards, counting.fail_at = 0, step
+    with pytest.raises(ZeroDivisionError):
+        list(counting.decoder.stream(PROMPT, draft=False, max_new_tokens=20))
+    counting.fail_at = None
+    expected = tiny_decoder("llama-gqa").generate(PROMPT, max_new_tokens=20)
+    assert counting.decoder.generate(PROMPT, max_new_tokens=20).token_ids == expected.token_ids
+
+
+def test_errors_before_the_model_runs_arrive_the_same_way(counting: CountingModel):
+    with pytest.raises(ContextOverflowError, match="512"):
+        counting.decoder.generate([5] * 600)
+    with pytest.raises(ValueError, match="at least one token"):
+        counting.decoder.generate([])
+    with pytest.raises(TypeError, match="nonsense"):
+        list(counting.decoder.stream(PROMPT, nonsense=1))  # type: ignore[call-arg]
+    assert counting.forwards == 0
+
+
+def test_a_cancelled_future_stops_the_model(counting: CountingModel):
+    counting.gate = threading.Semaphore(3)
+    future = counting.decoder.submit(PROMPT, draft=False, max_new_tokens=300)
+    wait_until(lambda: counting.forwards >= 3)
+    assert future.cancel()
+    counting.gate.release(1000)
+    counting.decoder.generate(PROMPT, max_new_tokens=1)
+    assert counting.forwards < 20
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+async def test_a_cancelled_task_stops_the_model(counting: CountingModel):
+    counting.gate = threading.Semaphore(3)
+    task = asyncio.create_task(counting.decoder.agenerate(PROMPT, draft=False, max_new_tokens=300))
+    while counting.forwards < 3:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    counting.gate.release(1000)
+    await counting.decoder.agenerate(PROMPT, max_new_tokens=1)
+    assert counting.forwards < 20
+
+
+async def test_the_event_loop_streams_and_is_not_blocked():
+    decoder = tiny_decoder("llama-gqa")
+    whole = decoder.generate(PROMPT, draft=False, max_new_tokens=60)
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    text = ""
+    async with decoder.astream(PROMPT, draft=False, max_new_tokens=60) as stream:
+        async for chunk in stream:
+            text += chunk.text
+    ticking.cancel()
+    assert text == whole.text == stream.result.text
+    assert ticks > whole.stats.forward_passes
+
+
+async def test_closing_an_asynchronous_stream_ends_it_for_everyone():
+    stream = tiny_decoder("llama-gqa").astream(PROMPT, max_new_tokens=200)
+    await anext(stream)
+    await stream.aclose()
+    assert [chunk async for chunk in stream] == []
+
+
+def test_many_threads_share_one_model():
+    """Each request with its own reference: every answer equals its solo answer."""
+    decoder = tiny_decoder("llama-gqa")
+    prompts = [[0, 20 + number, 50, 60, 70] for number in range(24)]
+    alone = [decoder.generate(prompt, draft=False, max_new_tokens=30) for prompt in prompts]
+
+    def ask(number: int):
+        texts = [alone[number].text, alone[(number + 1) % len(alone)].text]
+        return decoder.generate(prompts[number], references=texts, max_new_tokens=30)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(ask, range(len(prompts))))
+    assert [one.token_ids for one in results] == [one.token_ids for one in alone]
+
+
+def test_requests_take_turns():
+    """A short request does not wait for the end of a long one."""
+    decoder = tiny_decoder("llama-gqa")
+    long = decoder.submit(PROMPT, draft=False, max_new_tokens=400, eos_token_id=-1)
+    short = decoder.generate(PROMPT, draft=False, max_new_tokens=2)
+    assert len(short.token_ids) == 2
+    assert not long.done()
+    long.cancel()
+
+
+def test_running_out_of_memory_halves_the_draft(counting: CountingModel, monkeypatch):
+    plain = counting.decoder.generate(PROMPT, draft=False, max_new_tokens=40)
+    original, widths = counting.model.forward, []
+
+    def forward(*args, input_ids, **kwargs):
+        widths.append(input_ids.shape[1])
+        if 4 < input_ids.shape[1] != len(PROMPT):
+            raise torch.OutOfMemoryError("simulated")
+        return original(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(counting.model, "forward", forward)
+    result = counting.decoder.generate(PROMPT, references=[plain.text], max_new_tokens=40)
+    assert result.token_ids == plain.token_ids
+    assert max(widths[1:]) > 4
+    assert result.stats.forward_passes < plain.stats.forward_passes
+
+
+def test_a_model_in_training_mode_is_refused():
+    model = tiny_model("llama-gqa")
+    try:
+        with pytest.raises(ValueError, match=r"model\.eval"):
+            Decoder(model.train(), character_tokenizer())
+    finally:
+        model.eval()
