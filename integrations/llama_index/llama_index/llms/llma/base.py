@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -44,14 +44,19 @@ from llama_index.llms.llma.responses import CitationStyle, Finished
 from llma_rag import Decoder, GenerationResult, Reference
 
 T = TypeVar("T")
+Respond = Callable[[str, str | None, Finished | None], T]
 
 
-class Call(NamedTuple):
-    """A model call, prepared in the caller's context."""
+class Call(NamedTuple, Generic[T]):
+    """A model call, prepared in the caller's context.
+
+    `respond` makes a response of the text so far, the text that is new, and the finished answer.
+    """
 
     prompt: list[int]
     found: Found
     arguments: dict[str, Any]
+    respond: Respond[T]
 
 
 class LLMA(LLM):
@@ -233,8 +238,7 @@ class LLMA(LLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Complete a prompt; `formatted` means that wrapper and system prompt are in it already."""
         call = self._completion_call(prompt, formatted, kwargs)
-        finished = self._finish(self._decoder.generate(call.prompt, **call.arguments), call)
-        return responses.completion_response(finished.text, finished=finished)
+        return self._whole(self._decoder.generate(call.prompt, **call.arguments), call)
 
     @llm_completion_callback()
     async def acomplete(
@@ -242,50 +246,45 @@ class LLMA(LLM):
     ) -> CompletionResponse:
         """Complete a prompt without blocking the event loop."""
         call = self._completion_call(prompt, formatted, kwargs)
-        finished = self._finish(await self._decoder.agenerate(call.prompt, **call.arguments), call)
-        return responses.completion_response(finished.text, finished=finished)
+        return self._whole(await self._decoder.agenerate(call.prompt, **call.arguments), call)
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Complete a prompt in chunks, one per accepted run; the last one has `raw`."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._stream(call, responses.completion_response)
+        return self._stream(self._completion_call(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Complete a prompt in chunks without blocking the event loop."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._astream(call, responses.completion_response)
+        return self._astream(self._completion_call(prompt, formatted, kwargs))
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
         call = self._chat_call(messages, kwargs)
-        finished = self._finish(self._decoder.generate(call.prompt, **call.arguments), call)
-        return self._chat_response(finished.text, finished=finished)
+        return self._whole(self._decoder.generate(call.prompt, **call.arguments), call)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
         call = self._chat_call(messages, kwargs)
-        finished = self._finish(await self._decoder.agenerate(call.prompt, **call.arguments), call)
-        return self._chat_response(finished.text, finished=finished)
+        return self._whole(await self._decoder.agenerate(call.prompt, **call.arguments), call)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation in chunks, one per accepted run; the last one has `raw`."""
-        return self._stream(self._chat_call(messages, kwargs), self._chat_response)
+        return self._stream(self._chat_call(messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Answer a conversation in chunks without blocking the event loop."""
-        return self._astream(self._chat_call(messages, kwargs), self._chat_response)
+        return self._astream(self._chat_call(messages, kwargs))
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """Fill a template and answer it."""
@@ -307,7 +306,9 @@ class LLMA(LLM):
         """Fill a template and answer it in chunks without blocking the event loop."""
         return carried(with_visible_overflow(super().astream(prompt, **prompt_args)))
 
-    def _completion_call(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
+    def _completion_call(
+        self, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> Call[CompletionResponse]:
         if not formatted:
             if self.query_wrapper_prompt is not None:
                 prompt = self.query_wrapper_prompt.format(query_str=prompt)
@@ -315,14 +316,23 @@ class LLMA(LLM):
                 prompt = f"{self.system_prompt} {prompt}"
             if self.completion_to_prompt is not None:
                 prompt = self.completion_to_prompt(prompt)
-        return self._call(prompt, kwargs)
+        return self._call(prompt, kwargs, responses.completion_response)
 
-    def _chat_call(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
+    def _chat_call(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> Call[ChatResponse]:
         messages = prompts.with_system_prompt(messages, self.system_prompt)
         assert self.messages_to_prompt is not None, "LLM's validator sets it"
-        return self._call(self.messages_to_prompt(messages), kwargs, prompts.citable(messages))
+        text = self.messages_to_prompt(messages)
+        return self._call(text, kwargs, responses.chat_response, prompts.citable(messages))
 
-    def _call(self, text: str, kwargs: dict[str, Any], given: Sequence[Given] = ()) -> Call:
+    def _call(
+        self,
+        text: str,
+        kwargs: dict[str, Any],
+        respond: Respond[T],
+        given: Sequence[Given] = (),
+    ) -> Call[T]:
         """Prepare a call: the references are found here, in the caller's context."""
         kwargs = dict(kwargs)
         named = kwargs.pop("references", None) or ()
@@ -343,36 +353,34 @@ class LLMA(LLM):
             config = self._decoder.model.generation_config
             arguments["eos_token_id"] = options.end_tokens(config, self.stopping_ids)
         arguments["references"] = [Reference(node.text, id=node.id) for node in found.nodes]
-        return Call(prompt, found, arguments)
+        return Call(prompt, found, arguments, respond)
 
-    def _finish(self, result: GenerationResult, call: Call) -> Finished:
+    def _whole(self, result: GenerationResult, call: Call[T]) -> T:
+        return call.respond(result.text, None, self._finish(result, call.found))
+
+    def _finish(self, result: GenerationResult, found: Found) -> Finished:
         return responses.finish(
             result,
-            call.found,
+            found,
             model_name=self.model_name,
             style=self.citations,
             min_characters=self.min_citation_chars,
         )
 
-    def _chat_response(
-        self, text: str, delta: str | None = None, finished: Finished | None = None
-    ) -> ChatResponse:
-        return responses.chat_response(text, delta, finished)
-
-    def _stream(self, call: Call, respond: Callable[..., T]) -> Generator[T]:
+    def _stream(self, call: Call[T]) -> Generator[T]:
         with self._decoder.stream(call.prompt, **call.arguments) as stream:
             text = ""
             for chunk in stream:
                 if chunk.text:
                     text += chunk.text
-                    yield respond(text, chunk.text)
-            yield respond(text, "", self._finish(stream.result, call))
+                    yield call.respond(text, chunk.text, None)
+            yield call.respond(text, "", self._finish(stream.result, call.found))
 
-    async def _astream(self, call: Call, respond: Callable[..., T]) -> AsyncGenerator[T]:
+    async def _astream(self, call: Call[T]) -> AsyncGenerator[T]:
         async with self._decoder.astream(call.prompt, **call.arguments) as stream:
             text = ""
             async for chunk in stream:
                 if chunk.text:
                     text += chunk.text
-                    yield respond(text, chunk.text)
-            yield respond(text, "", self._finish(stream.result, call))
+                    yield call.respond(text, chunk.text, None)
+            yield call.respond(text, "", self._finish(stream.result, call.found))

@@ -1,0 +1,131 @@
+"""`LLMAFunctionCalling`: LLMA for models whose chat template knows tools."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+
+from llama_index.llms.llma import prompts, responses, tool_calls
+from llama_index.llms.llma.base import LLMA, Call
+from llama_index.llms.llma.responses import Finished
+
+if TYPE_CHECKING:
+    from llama_index.core.tools import BaseTool
+
+
+class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
+    """LLMA that offers tools to the model through its chat template and reads its calls.
+
+    Takes LLMA's arguments. Engines call `chat`, and `FunctionAgent` and `structured_predict` work:
+    the latter, and `tool_required=True`, constrain the answer to the JSON of a call.
+    """
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which LlamaIndex lists this class."""
+        return "LLMAFunctionCalling"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """Say what prompts and programs may expect of this model."""
+        known = {"is_chat_model": True, "is_function_calling_model": True}
+        return super().metadata.model_copy(update=known)
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return the tools a response asks for.
+
+        Raises:
+            ValueError: If it asks for none, unless `error_on_no_tool_call` is False.
+        """
+        calls = tool_calls.calls_in(response.message)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(
+                f"Expected at least one tool call, got the answer {response.message.content!r}."
+            )
+        return [
+            ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
+            for call in calls
+        ]
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence["BaseTool"],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            if isinstance(user_msg, str):
+                user_msg = ChatMessage(content=user_msg)
+            messages.append(user_msg)
+        offered = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        chosen = kwargs.pop("tool_choice", None)
+        if isinstance(chosen, str) and chosen in {tool["function"]["name"] for tool in offered}:
+            offered = [tool for tool in offered if tool["function"]["name"] == chosen]
+            tool_required = True
+        if tool_required and offered:
+            kwargs["json_schema"] = tool_calls.schema_of_a_call(offered)
+        return {"messages": messages, "tools": offered, **kwargs}
+
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence["BaseTool"],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        calls = tool_calls.calls_in(response.message)
+        if not allow_parallel_tool_calls and len(calls) > 1:
+            message = responses.assistant_message(response.message.content or "")
+            response.message = tool_calls.with_calls(message, calls[:1])
+        return response
+
+    def _chat_call(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> Call[ChatResponse]:
+        kwargs = dict(kwargs)
+        tools = kwargs.pop("tools", None)
+        if not tools and not any(map(tool_calls.calls_in, messages)):
+            return super()._chat_call(messages, kwargs)
+        messages = prompts.with_system_prompt(messages, self.system_prompt)
+        respond = partial(_respond, frozenset(tool["function"]["name"] for tool in tools or ()))
+        return self._call(
+            self._template(messages, tools), kwargs, respond, prompts.citable(messages)
+        )
+
+    def _template(self, messages: Sequence[ChatMessage], tools: Any) -> str:
+        tokenizer = self._decoder.tokenizer
+        if "tools" not in str(tokenizer.chat_template or ""):
+            raise ValueError(
+                f"The chat template of `{self.tokenizer_name}` knows no tools; use a model whose "
+                "template does, or `LLMA` with `ReActAgent`."
+            )
+        text = tokenizer.apply_chat_template(
+            tool_calls.turns(messages), tools=tools, tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
+
+
+def _respond(
+    known: frozenset[str], text: str, delta: str | None, finished: Finished | None
+) -> ChatResponse:
+    """Return a response whose tool calls are blocks; a stream holds their notation back."""
+    calls = tool_calls.read_calls(text, known) if finished else []
+    seen = tool_calls.shown(text)
+    visible = text if finished and not calls else seen.rstrip() if calls else seen
+    if delta is not None:
+        sent = text if finished else text[: len(text) - len(delta)]
+        delta = visible[len(tool_calls.shown(sent)) :]
+    response = responses.chat_response(visible, delta, finished)
+    if calls:
+        response.message = tool_calls.with_calls(response.message, calls)
+    return response
