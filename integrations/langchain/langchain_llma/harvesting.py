@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from langchain_core.documents import Document
+from langchain_core.load.serializable import Serializable
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel
@@ -27,6 +28,8 @@ def harvest(value: object) -> list[Document]:
     'a passage'
     """
     found: list[Document] = []
+    if value is None or isinstance(value, _SCALARS):
+        return found
     waiting: deque[tuple[object, int]] = deque([(value, 0)])
     for _ in range(MAX_VALUES):
         if not waiting or len(found) == MAX_DOCUMENTS:
@@ -48,7 +51,7 @@ def _as_document(item: object) -> Document | None:
     """A checkpointer gives artifacts back as plain mappings; read those as documents again."""
     if isinstance(item, Document):
         return item if isinstance(item.page_content, str) else None
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         return None
     text, metadata, id_ = item.get("page_content"), item.get("metadata"), item.get("id")
     if not isinstance(text, str) or not isinstance(metadata, dict):
@@ -57,22 +60,20 @@ def _as_document(item: object) -> Document | None:
 
 
 def _children(item: object) -> Iterable[object]:
-    if isinstance(item, BaseMessage):
-        return (item.artifact,) if isinstance(item, ToolMessage) else ()
-    if isinstance(item, Mapping):
+    if isinstance(item, dict):
         return islice(tuple(item.values()), MAX_DOCUMENTS)
     if isinstance(item, (list, tuple)):
         return item[-MAX_DOCUMENTS:]
+    if isinstance(item, BaseMessage):
+        return (item.artifact,) if isinstance(item, ToolMessage) else ()
     return _fields(item)
 
 
 def _fields(item: object) -> Iterable[object]:
-    """Field values of a state object; runnables hold whole stores and are left alone."""
-    if isinstance(item, (type, Runnable)):
-        return ()
-    if isinstance(item, BaseModel):
+    """Field values of a state object; runnables hold whole stores, and prompts only text."""
+    if isinstance(item, BaseModel) and not isinstance(item, (Runnable, Serializable)):
         return islice(tuple(item.__dict__.values()), MAX_DOCUMENTS)
-    if dataclasses.is_dataclass(item):
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
         return [_field(item, field.name) for field in dataclasses.fields(item)]
     return ()
 
