@@ -7,21 +7,33 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.cache import SlabCache, layer_count
+from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import attention_for_tree
+from llma_rag.engine.memory import Memory, memory_of
+from llma_rag.engine.rope import UNBOUNDED, LengthDependentRope
+from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
+
+MAX_OWED = 16
+"""Kept tokens that wait to be fed again, beyond which a pass without a draft settles them."""
 
 
 class Row:
-    """One sequence in the engine: the keys and values of its committed tokens."""
+    """One sequence in the engine: its kept tokens, and what the model remembers of them."""
 
-    def __init__(self, cache: SlabCache) -> None:
-        self.cache = cache
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.tokens: list[int] = []
 
     @property
     def length(self) -> int:
-        """Tokens whose keys and values are kept."""
-        return self.cache.lengths[0]
+        """Kept tokens."""
+        return len(self.tokens)
+
+    @property
+    def owed(self) -> Sequence[int]:
+        """Kept tokens that the model does not remember and must be fed again."""
+        return self.tokens[self.memory.length :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,65 +59,117 @@ class Pass:
 
 
 class StepRunner:
-    """Runs the passes of one model; called by one thread only."""
+    """Runs the passes of one model; called by one thread only.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a model in evaluation mode.
+    Attributes:
+        verdict: What the probe found out about the model.
+        rope: Where the model's rotary embeddings depend on the length.
+    """
+
+    def __init__(self, model: PreTrainedModel, verdict: Verdict | None = None) -> None:
+        """Wrap a model in evaluation mode; `engine.probe.runner_of` finds out the verdict.
 
         Raises:
-            ValueError: If the model is in training mode, where dropout would change its answers.
+            ValueError: If the model is in training mode, where dropout would change its answers,
+                or has an encoder.
         """
-        if model.training:
-            raise ValueError(
-                "`model` is in training mode, which makes its answers random; call `model.eval()`."
-            )
+        check_model(model)
         self.model = model
-        self._layers = layer_count(model.config)
+        self.verdict = verdict or Verdict()
+        self._device = _input_device(model)
+        self.rope = LengthDependentRope(model)
+        self._most_positions = context_length(model.config) or UNBOUNDED
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def supports_trees(self) -> bool:
+        """Whether drafts may branch."""
+        return self.verdict.trees
 
     def open_row(self, capacity: int) -> Row:
         """Return an empty sequence with room for `capacity` tokens; it grows where it must."""
-        return Row(SlabCache(self._layers, capacity=capacity))
+        return Row(memory_of(self.model, self.verdict.memory, capacity))
+
+    def draft_limit(self, row: Row) -> int:
+        """Return how many tokens may be drafted behind the row's next one; 0 decodes plainly."""
+        if self.verdict.exactness == "off" or len(row.owed) > MAX_OWED:
+            return 0
+        room = self._most_positions - 1 - row.length
+        return max(0, min(room, self.rope.draft_limit(row.length)))
 
     @torch.inference_mode()
     def run(self, step: Pass) -> torch.Tensor:
         """Run one pass and return the logits behind the last committed and each drafted token.
 
-        Nothing is kept yet: call `keep` with the accepted nodes.
+        Nothing is kept yet: call `keep` with the accepted nodes. A pass that fails leaves the row
+        as it was.
 
         Returns:
             Logits, [1 + drafted tokens, vocabulary], in the model's dtype and on its device.
         """
-        tokens = [*step.committed, *step.drafted]
-        device = self.model.device
-        ids = torch.tensor([tokens], device=device)
-        wanted = 1 + len(step.drafted)
-        extra: dict[str, object] = {"logits_to_keep": wanted} if self._keeps_logits else {}
-        if not step.is_chain:
-            extra |= self._tree_arguments(step, device)
-        output = self.model(
-            input_ids=ids, past_key_values=step.row.cache, use_cache=True, return_dict=True, **extra
-        )
-        logits: torch.Tensor = output.logits[0, -wanted:]
+        row = step.row
+        end = row.length + len(step.committed) + len(step.drafted)
+        if self.rope.must_start_again(row.memory.length, end):
+            row.memory.forget()
+        self.rope.reset()
+        arguments = self._arguments(step)
+        memory = row.memory.open(len(step.drafted))
+        try:
+            output = self.model(**arguments, **memory, return_dict=True)
+        except BaseException:
+            row.memory.undo()
+            raise
+        row.memory.take(output)
+        logits: torch.Tensor = output.logits[0, -1 - len(step.drafted) :]
         return logits
 
-    def _tree_arguments(self, step: Pass, device: torch.device) -> dict[str, object]:
-        """Return mask and positions in which each node sees its ancestors only."""
-        first = step.row.length + len(step.committed)
-        positions = [*range(step.row.length, first), *(first + d for d in depths(step.parents))]
-        mask = attention_for_tree(
-            self.model, step.row.length, len(step.committed), step.parents, device
-        )
-        return {
-            "position_ids": torch.tensor([positions], device=device),
-            "attention_mask": mask,
-        }
-
+    @torch.inference_mode()
     def keep(self, step: Pass, nodes: Sequence[int]) -> None:
         """Keep the committed tokens of a pass and the accepted `nodes`, in their order."""
-        count = len(step.committed)
-        cache = step.row.cache
-        if all(node == place for place, node in enumerate(nodes)):
-            cache.keep(0, count + len(nodes))
-        else:
-            cache.keep_path(0, [*range(count), *(count + node for node in nodes)])
+        row = step.row
+        row.memory.keep(len(row.owed) + len(step.committed), nodes, len(step.drafted))
+        row.tokens += [*step.committed, *(step.drafted[node] for node in nodes)]
+
+    def _arguments(self, step: Pass) -> dict[str, object]:
+        """Return token ids, and for trees the mask and positions of a pass."""
+        fed = [*step.row.owed, *step.committed]
+        device = self._device
+        arguments: dict[str, object] = {
+            "input_ids": torch.tensor([[*fed, *step.drafted]], device=device)
+        }
+        if self._keeps_logits:
+            arguments["logits_to_keep"] = 1 + len(step.drafted)
+        if not step.is_chain:
+            kept = step.row.memory.length
+            first = kept + len(fed)
+            positions = [*range(kept, first), *(first + depth for depth in depths(step.parents))]
+            arguments["position_ids"] = torch.tensor([positions], device=device)
+            arguments["attention_mask"] = attention_for_tree(
+                self.model, kept, len(fed), step.parents, device
+            )
+        return arguments
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be decoded.
+
+    Raises:
+        ValueError: If it is in training mode or has an encoder.
+    """
+    if model.training:
+        raise ValueError(
+            "`model` is in training mode, which makes its answers random; call `model.eval()`."
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"`model` must be decoder-only, got the encoder-decoder {type(model).__name__}; "
+            "use a causal language model, or transformers' own `generate` for this one."
+        )
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Return where token ids belong: with the first layer, when a model spans several devices."""
+    weight = next(model.get_input_embeddings().parameters(), None)
+    if weight is None or weight.is_meta:  # offloaded: accelerate's hooks move what they are given
+        return torch.device("cpu")
+    return weight.device

@@ -1,0 +1,28 @@
+"""What the load-time probe found out about a model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Exactness = Literal["exact", "argmax", "off"]
+
+MemoryKind = Literal["slab", "own", "none"]
+"""What a row remembers: our slab of keys and values, the model's own state, or only its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a model can be decoded here without a reference changing a token.
+
+    Attributes:
+        exactness: "exact" where a pass over several tokens gives the logits of single steps,
+            "argmax" where it does so up to the rounding of the model's dtype, "off" where drafts
+            would change the answer and the model is decoded plainly.
+        reason: One sentence that says why.
+        memory: What a row remembers between passes.
+        trees: Whether drafts may branch.
+    """
+
+    exactness: Exactness = "exact"
+    reason: str = "Not probed."
+    memory: MemoryKind = "slab"
+    trees: bool = True

@@ -1,0 +1,233 @@
+"""Tiny random models of many architectures, and a tokenizer whose text is its token ids."""
+
+from functools import cache
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB = 61
+
+_COMMON = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=512,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+_GROUPED = dict(num_key_value_heads=2)
+_LATENT = dict(
+    num_key_value_heads=4,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=8,
+    v_head_dim=8,
+    moe_intermediate_size=16,
+    n_routed_experts=4,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    first_k_dense_replace=1,
+    n_group=1,
+    topk_group=1,
+)
+_EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
+_MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1, mamba_expand=2)
+
+ATTENTION: dict[str, tuple[str, dict]] = {
+    "llama": ("llama", _GROUPED),
+    "mistral": ("mistral", dict(_GROUPED, sliding_window=None, head_dim=8)),
+    "mistral_window": ("mistral", dict(_GROUPED, sliding_window=8, head_dim=8)),
+    "qwen2": ("qwen2", _GROUPED),
+    "qwen3": ("qwen3", dict(_GROUPED, head_dim=8)),
+    "qwen2_moe": (
+        "qwen2_moe",
+        dict(
+            _GROUPED,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+        ),
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        dict(_GROUPED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    ),
+    "mixtral": ("mixtral", dict(_GROUPED, **_EXPERTS)),
+    "gpt_oss": (
+        "gpt_oss",
+        dict(
+            _GROUPED,
+            **_EXPERTS,
+            head_dim=8,
+            sliding_window=8,
+            rope_scaling=None,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        ),
+    ),
+    "gemma": ("gemma", dict(_GROUPED, head_dim=8)),
+    "gemma2": (
+        "gemma2",
+        dict(_GROUPED, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    ),
+    "gemma3": (
+        "gemma3_text",
+        dict(
+            _GROUPED,
+            head_dim=8,
+            sliding_window=8,
+            query_pre_attn_scalar=8,
+            num_hidden_layers=3,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        ),
+    ),
+    "phi": ("phi", dict(num_key_value_heads=4)),
+    "phi3": ("phi3", dict(_GROUPED)),
+    "gpt2": ("gpt2", dict(n_positions=512)),
+    "gpt_neo": (
+        "gpt_neo",
+        dict(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8),
+    ),
+    "gpt_neox": ("gpt_neox", {}),
+    "gptj": ("gptj", dict(n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=512)),
+    "gpt_bigcode": ("gpt_bigcode", dict(n_positions=512)),
+    "opt": ("opt", dict(ffn_dim=48, word_embed_proj_dim=32)),
+    "falcon": ("falcon", dict(new_decoder_architecture=False, multi_query=True, alibi=False)),
+    "falcon_alibi": ("falcon", dict(multi_query=True, alibi=True)),
+    "bloom": ("bloom", dict(n_layer=2, n_head=4)),
+    "mpt": ("mpt", dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=512)),
+    "stablelm": ("stablelm", _GROUPED),
+    "cohere": ("cohere", _GROUPED),
+    "cohere2": ("cohere2", dict(_GROUPED, sliding_window=8)),
+    "olmo": ("olmo", _GROUPED),
+    "olmo2": ("olmo2", _GROUPED),
+    "starcoder2": ("starcoder2", dict(_GROUPED, sliding_window=8)),
+    "granite": ("granite", _GROUPED),
+    "granitemoe": ("granitemoe", dict(_GROUPED, **_EXPERTS)),
+    "glm": ("glm", dict(_GROUPED, head_dim=8, pad_token_id=0)),
+    "glm4": ("glm4", dict(_GROUPED, head_dim=8, pad_token_id=0)),
+    "deepseek_v2": ("deepseek_v2", dict(_LATENT, topk_method="greedy", head_dim=8)),
+    "deepseek_v3": ("deepseek_v3", dict(_LATENT)),
+    "smollm3": ("smollm3", dict(_GROUPED)),
+    "codegen": ("codegen", dict(n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=512)),
+    "persimmon": ("persimmon", {}),
+    "exaone4": ("exaone4", dict(_GROUPED, sliding_window=8, sliding_window_pattern=2)),
+}
+"""Families whose state is keys and values: name to model type and settings."""
+
+HYBRID: dict[str, tuple[str, dict]] = {
+    "qwen3_next": (
+        "qwen3_next",
+        dict(
+            _GROUPED,
+            head_dim=8,
+            linear_num_value_heads=4,
+            linear_num_key_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+            layer_types=["linear_attention", "full_attention"],
+        ),
+    ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        dict(
+            _GROUPED,
+            head_dim=8,
+            linear_num_value_heads=4,
+            linear_num_key_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            layer_types=["linear_attention", "full_attention"],
+        ),
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        dict(
+            _GROUPED,
+            **_MAMBA,
+            **_EXPERTS,
+            shared_intermediate_size=16,
+            layer_types=["mamba", "attention"],
+        ),
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        dict(
+            _GROUPED,
+            head_dim=8,
+            mamba_num_heads=4,
+            mamba_head_dim=16,
+            ssm_state_size=8,
+            n_groups=1,
+            layers_block_type=["mamba", "attention"],
+        ),
+    ),
+    "falcon_h1": ("falcon_h1", dict(_GROUPED, **_MAMBA, mamba_d_ssm=64, head_dim=8)),
+    "lfm2": ("lfm2", dict(_GROUPED, layer_types=["conv", "full_attention"], block_ff_dim=48)),
+}
+"""Families with recurrent state that drafts can be verified on."""
+
+RECURRENT: dict[str, tuple[str, dict]] = {
+    "mamba": ("mamba", dict(state_size=8)),
+    "mamba2": ("mamba2", dict(state_size=8, num_heads=8, head_dim=8, n_groups=1, expand=2)),
+    "jamba": (
+        "jamba",
+        dict(
+            _GROUPED,
+            num_experts=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=8,
+            mamba_dt_rank=4,
+            use_mamba_kernels=False,
+        ),
+    ),
+    "bamba": ("bamba", dict(_GROUPED, **_MAMBA, attn_layer_indices=[1])),
+    "rwkv": ("rwkv", dict(attention_hidden_size=32, context_length=512)),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        dict(
+            lru_width=32,
+            num_key_value_heads=1,
+            attention_window_size=16,
+            block_types=["recurrent", "attention"],
+        ),
+    ),
+    "falcon_mamba": ("falcon_mamba", dict(state_size=8)),
+}
+"""Families in which a pass over several tokens is itself wrong, or whose state is out of reach."""
+
+FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT}
+
+
+def config_of(family: str, **changes):
+    kind, settings = FAMILIES[family]
+    return AutoConfig.for_model(kind, **{**_COMMON, **settings, **changes})
+
+
+def build(
+    family: str, attention: str = "eager", seed: int = 0, dtype=torch.float32, **changes
+) -> PreTrainedModel:
+    """A model whose random weights are large enough for its answers to depend on the prompt."""
+    torch.manual_seed(seed)
+    config = config_of(family, **changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, 0.25)
+    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return model.to(dtype).eval()
+
+
+@cache
+def cached(family: str, attention: str = "eager", seed: int = 0) -> PreTrainedModel:
+    return build(family, attention, seed)
