@@ -161,11 +161,12 @@ def _need_demo_packages() -> None:
 def _quiet(*, progress: bool) -> None:
     """Keep the libraries' own messages from between the lines of an answer or of an error."""
     from huggingface_hub.utils import logging as hub
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as transformers
 
-    hub.set_verbosity_error()
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not progress:
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

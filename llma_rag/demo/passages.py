@@ -134,7 +134,7 @@ def _paragraphs(text: str) -> Iterator[tuple[str, int, int]]:
             start = -1
             heading = match[1] if match else heading
         else:
-            start = at if start < 0 else start
+            start = at + len(line) - len(line.lstrip()) if start < 0 else start
             end = at + len(line.rstrip())
         at += len(line)
     if start >= 0:
@@ -144,17 +144,15 @@ def _paragraphs(text: str) -> Iterator[tuple[str, int, int]]:
 def _cut(text: str, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield pieces of at most `size` characters, cut after sentences, else words, else anywhere."""
     while end - start > size:
-        cut, begin = _cut_points(text, start, size)
+        cut = _cut_point(text, start, size)
         yield start, cut
-        start = begin
+        start = cut + len(text[cut:end]) - len(text[cut:end].lstrip())
     yield start, end
 
 
-def _cut_points(text: str, start: int, size: int) -> tuple[int, int]:
-    """Return where a piece ends and where the next one begins."""
+def _cut_point(text: str, start: int, size: int) -> int:
     window = text[start : start + size + 1]
-    ends = [match.span() for match in _SENTENCE_END.finditer(window) if match.start() > 0]
+    ends = [match.start() for match in _SENTENCE_END.finditer(window)]
     if not ends:
-        ends = [match.span() for match in re.finditer(r"\s+", window) if match.start() > 0]
-    cut, begin = ends[-1] if ends else (size, size)
-    return start + cut, start + begin
+        ends = [match.start() for match in re.finditer(r"\s+", window)]
+    return start + (ends[-1] if ends else size)

@@ -67,7 +67,7 @@ class AnswerView:
         """Leave the answer as it was shown last."""
         if self._live is not None:
             self._live.stop()
-        else:
+        elif self._text:
             self._console.print(self._text)
 
 

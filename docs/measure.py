@@ -1,0 +1,71 @@
+"""Measure what the documents tell: the demo's answers, and recorded answers replayed.
+
+Writes `docs/results/demo.json` and, where `--traces` exists, `docs/results/replay.json`; then run
+`make docs`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llma_rag.bench.replay import DRAFTERS, replay, tokenised
+from llma_rag.demo.running import Demo
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--traces", type=Path, required=True, help="recorded answers")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of their tokenizer")
+    arguments = parser.parse_args()
+    write("demo", [asdict(row) for row in Demo().rows()])
+    if not arguments.traces.exists():
+        sys.stderr.write("No recorded answers there: replay.json stays as it is.\n")
+        return
+    traces = tokenised([arguments.traces], tokenizer=arguments.tokenizer)
+    write("replay", [row.to_json() for row in replay(traces, drafters=list(DRAFTERS), budget=20)])
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows and what they were measured on."""
+    measured = {
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers", "llma-rag")},
+        },
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(measured, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
