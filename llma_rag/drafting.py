@@ -4,10 +4,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from llma_rag.index import MAX_INDEXED_TOKENS, NO_TOKEN, SuffixIndex
+from llma_rag.acceptance import (
+    ANSWER,
+    EARLIER,
+    FAR,
+    PROMPT,
+    REFERENCE,
+    REPEAT,
+    AcceptanceModel,
+    Lean,
+)
+from llma_rag.costs import CostCurve
+from llma_rag.expansion import Candidate, Grower, Limits, Successors, Tree
+from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
 
 ROOT = -1
 """Parent of a node that follows the last committed token."""
+
+CANDIDATES = 64
+"""Most places from which one tree is grown."""
+
+LOCI = 2
+"""Places of the last accepted copy that are remembered (a reference and its copy in the prompt)."""
+
+PRIOR_PRICE, PRIOR_STEPS = 1.6, 10
+"""Tokens per unit of time expected of a request, and the steps for which that counts."""
 
 
 class Place(NamedTuple):
@@ -76,8 +97,8 @@ class ReferenceDrafter:
     """Drafts what followed the longest match of the context's end in references, prompt or answer.
 
     `Place.segment` counts the references from 0 in the order given, then the prompt, then the
-    answer, whose offsets count from the answer's first token. Among equally long matches the one
-    that continues the last drafted copy comes first, then the earliest segment.
+    answer, whose offsets count from the answer's first token, then the earlier answers. Among
+    equally probable copies the earliest segment comes first.
 
     Attributes:
         index: Where the texts were indexed; tells what was truncated.
@@ -88,11 +109,18 @@ class ReferenceDrafter:
         references: Sequence[Sequence[int]],
         prompt: Sequence[int],
         *,
-        max_draft_tokens: int = 20,
+        max_draft_tokens: int = 32,
+        max_depth: int = 64,
+        branching: bool = False,
         min_match_length: int = 1,
         banned_tokens: frozenset[int] = frozenset(),
         vocab_size: int | None = None,
         max_indexed_tokens: int = MAX_INDEXED_TOKENS,
+        costs: CostCurve | None = None,
+        acceptance: AcceptanceModel | None = None,
+        successors: Successors | None = None,
+        earlier: Sequence[Sequence[int]] = (),
+        repeats: Sequence[Sequence[int]] = (),
     ) -> None:
         """Index the texts of one request.
 
@@ -100,76 +128,157 @@ class ReferenceDrafter:
             references: Token ids of each reference, without special tokens.
             prompt: Token ids of the prompt; `draft` expects a context that begins with them.
             max_draft_tokens: Most nodes of a draft, at least 0.
+            max_depth: Most tokens of one path, at least 1.
+            branching: Draft trees; False drafts chains.
             min_match_length: Shortest match that is copied from, at least 1.
             banned_tokens: Ids that are never drafted (special tokens).
             vocab_size: Ids at or above it are never drafted.
-            max_indexed_tokens: Most tokens of references and prompt that are indexed.
+            max_indexed_tokens: Most tokens of all texts that are indexed.
+            costs: What a pass costs by its width; a node is drafted only where it pays. None fills
+                the budget.
+            acceptance: Model of acceptance, which learns from every draft; share one instance
+                among the requests of one model. None starts from the shipped one.
+            successors: Gives recycled successors of a token, see `llma_rag.recycling`.
+            earlier: Token ids of earlier answers.
+            repeats: Token ids of earlier answers to this very request.
 
         Raises:
             ValueError: If a number is out of its range.
         """
-        if min_match_length < 1:
-            raise ValueError(f"`min_match_length` must be at least 1, got {min_match_length}.")
-        if max_draft_tokens < 0:
-            raise ValueError(f"`max_draft_tokens` must be at least 0, got {max_draft_tokens}.")
+        for name, value, least in (
+            ("min_match_length", min_match_length, 1),
+            ("max_draft_tokens", max_draft_tokens, 0),
+            ("max_depth", max_depth, 1),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         self.max_draft_tokens = max_draft_tokens
+        self.max_depth = max_depth
+        self.branching = branching
         self.min_match_length = min_match_length
         self.index = SuffixIndex(
-            [*references, prompt],
+            [*references, *earlier, *repeats, prompt],
             banned_tokens=banned_tokens,
             vocab_size=vocab_size,
             max_tokens=max_indexed_tokens,
         )
+        self._sources = _Sources(self.index, len(references), len(earlier), len(repeats))
+        self._costs = costs
+        self._acceptance = acceptance or AcceptanceModel.shipped()
+        self._lean = Lean()
+        self._successors = successors
         self._seen = len(prompt)
-        self._expected: int | None = None
+        self._tree = Tree()
+        self._loci = self._sources.first_loci()
+        self._gained, self._spent = PRIOR_PRICE * PRIOR_STEPS, float(PRIOR_STEPS)
 
     def draft(self, context: Sequence[int], budget: int) -> Draft:
-        """Propose the continuation of the longest match, at most `budget` tokens of it.
+        """Propose the most probable continuations, at most `budget` tokens.
 
         >>> drafter = ReferenceDrafter([[7, 8, 9, 4]], [1, 2])
         >>> drafter.draft([1, 2, 7, 8], budget=3).tokens
         (9, 4)
         """
         new = context[self._seen :]
-        self.index.extend(new)
         self._seen = len(context)
-        expected = self._advance(new)
-        self._expected = None
-        room = min(budget, self.max_draft_tokens)
-        if room <= 0:
+        if new:
+            self._learn(new)
+            self.index.extend(new)
+        if not context:
             return Draft()
-        position = self._best_place(context, expected)
-        if position is None:
-            return Draft()
-        return self._copy(position, room)
+        limits = Limits(
+            nodes=min(budget, self.max_draft_tokens),
+            depth=self.max_depth,
+            branching=self.branching,
+            costs=self._costs,
+            price=self._gained / self._spent,
+        )
+        grower = Grower(self.index.tokens, self._acceptance, self._lean, limits, self._successors)
+        self._tree = tree = grower.grow(self._candidates(context), context[-1])
+        return Draft(
+            tokens=tuple(tree.tokens),
+            parents=tuple(tree.parents),
+            places=tuple(map(self._sources.place, _joined(tree))),
+            probabilities=tuple(tree.probabilities),
+        )
 
-    def _advance(self, new: Sequence[int]) -> int | None:
-        """Return the place after the last drafted copy, if the answer followed it so far."""
-        position, tokens = self._expected, self.index.tokens
-        if position is None:
-            return None
+    def _candidates(self, context: Sequence[int]) -> list[Candidate]:
+        loci, source_of = self._loci, self._sources.source
+        found: list[Candidate] = []
+        for position, length in self.index.matches(context, CANDIDATES):
+            if length < self.min_match_length:
+                break
+            distance = FAR
+            for locus in loci:
+                if 0 <= position - locus < distance:
+                    distance = position - locus
+            found.append((position, length, distance, source_of(position)))
+        return found
+
+    def _learn(self, new: Sequence[int]) -> None:
+        """Compare the last tree with what followed."""
+        tree, model, lean = self._tree, self._acceptance, self._lean
+        self._gained += len(new)
+        self._spent += 1.0 if self._costs is None else self._costs(len(tree.tokens) + 1)
+        nodes = {
+            edge: node for node, edge in enumerate(zip(tree.parents, tree.tokens, strict=True))
+        }
+        node = ROOT
         for token in new:
-            if tokens[position] != token:
-                return None
-            position += 1
-            if position >= len(tokens):
-                return None
-        return position
+            for offered, evidence in tree.offers.get(node, ()):
+                model.observe(evidence, lean, offered == token)
+            child = nodes.get((node, token))
+            if child is None:
+                break
+            node = child
+        if node != ROOT and tree.candidates[node]:
+            self._loci = [candidate[0] - 1 for candidate in tree.candidates[node][:LOCI]]
 
-    def _best_place(self, context: Sequence[int], expected: int | None) -> int | None:
-        found = self.index.matches(context)
-        if not found or found[0].length < self.min_match_length:
+
+def _joined(tree: Tree) -> list[int | None]:
+    """Return one position per node, so chosen that the best path is a run of one text."""
+    positions = list(tree.positions)
+    for node in range(len(positions) - 1, -1, -1):
+        position, parent = positions[node], tree.parents[node]
+        if position is not None and parent != ROOT and positions[parent] is not None:
+            positions[parent] = position - 1
+    return positions
+
+
+class _Sources:
+    """Tells what a position of the index belongs to, in the numbering that callers know."""
+
+    def __init__(self, index: SuffixIndex, references: int, earlier: int, repeats: int) -> None:
+        self._index = index
+        self._references = references
+        self._extra = earlier + repeats
+        self._starts = index.starts
+        self._borders = (
+            (index.starts[references], REFERENCE),
+            (index.starts[references + earlier], EARLIER),
+            (index.starts[references + earlier + repeats], REPEAT),
+            (index.starts[-1], PROMPT),
+        )
+        self._repeats = index.starts[references + earlier : references + earlier + repeats]
+
+    def source(self, position: int) -> int:
+        """Return the source of a position, as `llma_rag.acceptance` names it."""
+        for border, source in self._borders:
+            if position < border:
+                return source
+        return ANSWER
+
+    def first_loci(self) -> list[int]:
+        """Return where a copy is expected to go on before anything was copied."""
+        return [*self._repeats[:LOCI]]
+
+    def place(self, position: int | None) -> Place | None:
+        """Return the place of a position; earlier answers count after the answer."""
+        if position is None:
             return None
-        best = found[0]
-        if expected is not None and self.index.match_length(expected, context) >= best.length:
-            return expected
-        return best.position
-
-    def _copy(self, position: int, room: int) -> Draft:
-        self._expected = position
-        tokens = self.index.tokens[position : position + room]
-        if NO_TOKEN in tokens:
-            tokens = tokens[: tokens.index(NO_TOKEN)]
-        segment, offset = self.index.locate(position)
-        places = [Place(segment, offset + step) for step in range(len(tokens))]
-        return Draft.chain(tokens, places)
+        segment, offset = self._index.locate(position)
+        if segment < self._references:
+            return Place(segment, offset)
+        if segment < self._references + self._extra:
+            return Place(segment + 2, offset)
+        return Place(segment - self._extra, offset)

@@ -59,7 +59,7 @@ class SuffixIndex:
 
     Attributes:
         tokens: Token ids of all segments and of the growing text, `NO_TOKEN` in front of each.
-        segment_count: Number of fixed segments; the growing text is the segment after the last.
+        starts: Position of the first token of each segment, the growing text's last.
         indexed_tokens: Tokens of fixed segments that were indexed.
         truncated: Which fixed segments were cut or left out to keep to `max_tokens`.
     """
@@ -82,7 +82,6 @@ class SuffixIndex:
             vocab_size: Ids at or above it are banned as well; None bans none.
             max_tokens: Most tokens of all segments together.
         """
-        self.segment_count = len(segments)
         kept = _fit(segments, max_tokens)
         self.truncated = tuple(
             number for number, (part, _) in enumerate(kept) if len(part) < len(segments[number])
@@ -90,7 +89,7 @@ class SuffixIndex:
         self.indexed_tokens = sum(len(part) for part, _ in kept)
         self._banned = banned_tokens
         self._vocab_size = vocab_size
-        self._starts: list[int] = []
+        self.starts: list[int] = []
         self._offsets: list[int] = []
         flat = self._flatten(kept)
         order = _sort_by_left_context(flat)
@@ -109,14 +108,14 @@ class SuffixIndex:
             if self._banned:
                 bad |= np.isin(ids, list(self._banned))
             parts += [np.where(bad, NO_TOKEN, ids).astype(np.int32), parts[0]]
-            self._starts.append(position)
+            self.starts.append(position)
             self._offsets.append(offset)
             position += len(ids) + 1
         return np.concatenate(parts)
 
     def _begin_growing_text(self) -> None:
         self._growing_start = len(self.tokens)
-        self._starts.append(self._growing_start)
+        self.starts.append(self._growing_start)
         self._offsets.append(0)
         self._after_token: dict[int, list[int]] = {}
         self._after_pair: dict[tuple[int, int], list[int]] = {}
@@ -140,8 +139,8 @@ class SuffixIndex:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return segment and offset in it of a position of `tokens`; the growing text is last."""
-        segment = bisect_right(self._starts, position) - 1
-        return segment, position - self._starts[segment] + self._offsets[segment]
+        segment = bisect_right(self.starts, position) - 1
+        return segment, position - self.starts[segment] + self._offsets[segment]
 
     def matches(self, context: Sequence[int], limit: int = 8) -> list[Match]:
         """Return places that continue the end of `context`, longest match first.

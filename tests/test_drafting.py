@@ -4,15 +4,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llma_rag.costs import CostCurve
 from llma_rag.drafting import Draft, Place, ReferenceDrafter
 
 tokens = st.lists(st.integers(0, 4), max_size=30)
 
 
-@given(st.lists(tokens, max_size=3), tokens, tokens, st.integers(0, 6))
+@given(st.lists(tokens, max_size=3), tokens, tokens, st.integers(0, 6), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_every_node_is_a_copy_and_follows_its_parent(references, prompt, answer, budget):
-    drafter = ReferenceDrafter(references, prompt, banned_tokens=frozenset({0}), vocab_size=4)
+def test_every_node_is_a_copy_and_follows_its_parent(references, prompt, answer, budget, branching):
+    drafter = ReferenceDrafter(
+        references,
+        prompt,
+        branching=branching,
+        banned_tokens=frozenset({0}),
+        vocab_size=4,
+        costs=CostCurve.linear(0.01) if budget % 2 else None,
+    )
     texts = [*references, prompt, answer]
     context = list(prompt)
     for token in answer:

@@ -1,0 +1,74 @@
+"""Say what verifying more tokens in one pass costs."""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+
+class CostCurve:
+    """Time of a forward pass by its width, relative to a pass of one token.
+
+    Between measured widths it is interpolated; beyond the last it goes on with the last slope.
+    Where a wider pass was measured as cheaper, the curve stays level.
+
+    >>> curve = CostCurve({1: 1.0, 8: 1.3, 16: 1.6})
+    >>> round(curve(12), 3), round(curve(24), 3)
+    (1.45, 1.9)
+    """
+
+    def __init__(self, relative_times: Mapping[int, float]) -> None:
+        """Take measured points: width in tokens -> time relative to width 1.
+
+        Raises:
+            ValueError: If no point is given, or a width or time is not positive.
+        """
+        if not relative_times:
+            raise ValueError("`relative_times` must hold at least one width.")
+        points = {1: 1.0, **relative_times}
+        if min(points) < 1 or min(points.values()) <= 0:
+            raise ValueError(f"Widths and times must be positive, got {dict(relative_times)}.")
+        self._widths = sorted(points)
+        self._times: list[float] = []
+        for width in self._widths:
+            before = self._times[-1] if self._times else 0.0
+            self._times.append(max(before, points[width]))
+        self._margins: dict[int, list[float]] = {}
+
+    @classmethod
+    def linear(cls, cost: float) -> "CostCurve":
+        """Return the curve on which every token after the first costs `cost` of a pass.
+
+        Raises:
+            ValueError: If `cost` is negative.
+        """
+        if not cost >= 0:
+            raise ValueError(f"`cost` must be at least 0, got {cost}.")
+        return cls({1: 1.0, 2: 1.0 + cost})
+
+    def __call__(self, width: int) -> float:
+        """Return the relative time of a pass over `width` tokens."""
+        widths, times = self._widths, self._times
+        if len(widths) == 1:
+            return times[0]
+        right = min(max(bisect_right(widths, width), 1), len(widths) - 1)
+        left = right - 1
+        slope = (times[right] - times[left]) / (widths[right] - widths[left])
+        return times[left] + slope * (width - widths[left])
+
+    def margins(self, budget: int) -> list[float]:
+        """Return, for each number of drafted nodes below `budget`, the least cost per further node.
+
+        A node that is less probable than this cost times the tokens per unit of time cannot pay,
+        however many more such nodes share a step of the curve.
+        """
+        found = self._margins.get(budget)
+        if found is None:
+            times = [self(nodes + 1) for nodes in range(budget + 1)]
+            found = [
+                min(
+                    (times[more] - times[nodes]) / (more - nodes)
+                    for more in range(nodes + 1, budget + 1)
+                )
+                for nodes in range(budget)
+            ]
+            self._margins[budget] = found
+        return found
