@@ -6,4 +6,4 @@ from langchain_llma.llms import LLMA
 from langchain_llma.stores import instrument_vectorstores
 
 __version__ = "0.1.0"
-__all__ = ["LLMA", "ChatLLMA", "__version__", "instrument_vectorstores", "no_capture"]
+__all__ = ["ChatLLMA", "LLMA", "__version__", "instrument_vectorstores", "no_capture"]

@@ -5,4 +5,4 @@ from llama_index.llms.llma.citations import Citation, citations_of, results_of
 from llama_index.llms.llma.explicit import references
 from llama_index.llms.llma.function_calling import LLMAFunctionCalling
 
-__all__ = ["LLMA", "Citation", "LLMAFunctionCalling", "citations_of", "references", "results_of"]
+__all__ = ["Citation", "LLMA", "LLMAFunctionCalling", "citations_of", "references", "results_of"]
