@@ -120,13 +120,13 @@ def test_open_spans_are_bounded(monkeypatch):
     monkeypatch.setattr(spans, "MAX_SPANS", 3)
     small = SpanTree()
     for i in range(5):
-        small.open(str(i), None, None, is_engine=False, is_run=False)
+        small.open(str(i), None)
     assert [small.get(str(i)) is not None for i in range(5)] == [False, False, True, True, True]
 
 
 def test_captures_of_a_span_are_bounded():
     small = SpanTree()
-    span = small.open("a", None, None, is_engine=False, is_run=False)
+    span = small.open("a", None)
     for i in range(spans.MAX_CAPTURES + 5):
         small.capture(span, i)
     assert small.visible(span) == tuple(range(spans.MAX_CAPTURES + 4, 4, -1))
@@ -135,12 +135,12 @@ def test_captures_of_a_span_are_bounded():
 def test_siblings_that_run_at_once_do_not_see_each_other():
     """Kills the mutant that compares an arrival with the present instead of the entry."""
     small = SpanTree()
-    root = small.open("root", None, None, is_engine=False, is_run=False)
-    first = small.open("first", root, None, is_engine=False, is_run=False)
-    second = small.open("second", root, None, is_engine=False, is_run=False)
+    root = small.open("root", None)
+    first = small.open("first", root)
+    second = small.open("second", root)
     small.capture(first, "first's")
     small.hand_up(first)
-    third = small.open("third", root, None, is_engine=False, is_run=False)
+    third = small.open("third", root)
     assert small.visible(second) == ()
     assert small.visible(third) == ("first's",)
 

@@ -105,7 +105,7 @@ def _enter(
         # llama-index-workflows 1.3 and 2.0 leave the run's span active in the caller of `run()`.
         parent = None
     stream = parent.stream if parent is not None else active_stream.get()
-    span = tree.open(span_id, parent, stream, is_engine=role.engine, is_run=is_run)
+    span = tree.open(span_id, parent, stream, role, is_run)
     if role.synthesizer and _method(span_id) in ("synthesize", "asynthesize"):
         _capture(span, bound_args.arguments.get("nodes"))
     elif role.workflow and not is_run:
@@ -115,16 +115,22 @@ def _enter(
 
 
 def _exit(span: Span, instance: Any, result: Any) -> None:
-    role, method = role_of(instance), _method(span.id)
+    role = span.role
+    if role.request:
+        _capture_result(span, role, result)
+    if span.answers:
+        held_by = instance if role.chat_stream else result
+        citations.attach(held_by, citations.text_of(held_by), span.answers)
+
+
+def _capture_result(span: Span, role: Role, result: Any) -> None:
+    method = _method(span.id)
     if (role.retriever and method in ("retrieve", "aretrieve")) or (
         role.postprocessor and method.endswith("postprocess_nodes")
     ):
         _capture(span, result)
     elif role.synthesizer:
         _follow_stream(span, result)
-    if span.answers:
-        held_by = instance if role.chat_stream else result
-        citations.attach(held_by, citations.text_of(held_by), span.answers)
 
 
 def _capture(span: Span, nodes: Any) -> None:

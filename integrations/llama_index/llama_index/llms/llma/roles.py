@@ -1,7 +1,7 @@
 """Say which part of LlamaIndex a span's instance is."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -24,21 +24,18 @@ class Role(NamedTuple):
 
 
 NOBODY = Role()
-_roles: WeakKeyDictionary[type, Role] = WeakKeyDictionary()
 
 
 def role_of(instance: Any) -> Role:
-    """Return the role of a span's instance; remembered per class, as this runs at every span."""
+    """Return the role of a span's instance."""
     if instance is None:
         return NOBODY
-    cls = type(instance)
-    role = _roles.get(cls)
-    if role is None:
-        role = _roles[cls] = _determine(cls)
-    return role
+    return _role(type(instance))  # type: ignore[arg-type]  # every class is hashable
 
 
-def _determine(cls: type) -> Role:
+@lru_cache(maxsize=1024)
+def _role(cls: type) -> Role:
+    """Return the role of a class; remembered, as this runs at every span."""
     role = Role(
         engine=issubclass(cls, (BaseQueryEngine, BaseChatEngine)),
         synthesizer=issubclass(cls, BaseSynthesizer),
@@ -47,4 +44,4 @@ def _determine(cls: type) -> Role:
         workflow=issubclass(cls, Workflow),
         chat_stream=issubclass(cls, StreamingAgentChatResponse),
     )
-    return role._replace(request=any(role))
+    return role._replace(request=any(role)) if any(role) else NOBODY

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llama_index.core.instrumentation.span import active_span_id
 
 from llama_index.llms.llma.captured import Capture
+from llama_index.llms.llma.roles import NOBODY, Role
 
 if TYPE_CHECKING:
     from llama_index.llms.llma.citations import Answer
@@ -30,7 +31,7 @@ class Span:
     A plain object with slots: attributes of a pydantic model cost microseconds each.
     """
 
-    __slots__ = ("answers", "captures", "entry", "id", "is_engine", "is_run", "parent", "stream")
+    __slots__ = ("answers", "captures", "entry", "id", "is_run", "parent", "role", "stream")
 
     def __init__(
         self,
@@ -38,15 +39,14 @@ class Span:
         parent: "Span | None",
         entry: int,
         stream: "StreamScope | None",
-        *,
-        is_engine: bool,
+        role: Role,
         is_run: bool,
     ) -> None:
         self.id = span_id
         self.parent = parent
         self.entry = entry
         self.stream = stream
-        self.is_engine = is_engine
+        self.role = role
         self.is_run = is_run
         self.captures: list[tuple[int, Capture]] = []
         self.answers: list[Answer] = []
@@ -71,13 +71,12 @@ class SpanTree:
         self,
         span_id: str,
         parent: Span | None,
-        stream: "StreamScope | None",
-        *,
-        is_engine: bool,
-        is_run: bool,
+        stream: "StreamScope | None" = None,
+        role: Role = NOBODY,
+        is_run: bool = False,
     ) -> Span:
         """Add a span; it sees what its ancestors captured before now."""
-        span = Span(span_id, parent, next(self._clock), stream, is_engine=is_engine, is_run=is_run)
+        span = Span(span_id, parent, next(self._clock), stream, role, is_run)
         with self._lock:
             self._spans[span_id] = span
             if len(self._spans) > MAX_SPANS:
@@ -125,7 +124,7 @@ class SpanTree:
             found.extend(
                 capture for arrival, capture in reversed(node.captures) if arrival < before
             )
-            if node.is_engine and found:
+            if node.role.engine and found:
                 break
             before, node = node.entry, node.parent
         return tuple(found)

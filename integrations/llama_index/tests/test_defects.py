@@ -1,0 +1,15 @@
+import pytest
+
+from integrations.llama_index.tests.defects import PROBES, Subject
+from llama_index.llms.llma import LLMA
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.run.__name__)
+def test_llma_lacks_the_defects_of_huggingface_llm(probe):
+    """`docs/llama_index.md` records what the same probes see of HuggingFaceLLM."""
+    evidence = probe.run(Subject(LLMA))
+    assert evidence.fine, evidence.text
+
+
+def test_fifteen_defects():
+    assert len(PROBES) == 15
