@@ -61,12 +61,18 @@ class Answer:
             self._provenance.commit(place)
         if token in self._end_tokens:
             self._detokenizer.skip()
-            self._finish("stop")
+            self.end("stop")
         else:
             self._take_text(self._detokenizer.add(token))
         if self.finish_reason is None and self.remaining <= 0:
-            self._finish("length")
+            self.end("length")
         return self.finish_reason is None
+
+    def end(self, reason: FinishReason) -> None:
+        """End the answer behind its last token; a stop string keeps its place as the reason."""
+        if self.finish_reason != "stop":
+            self.finish_reason = reason
+        self._take_text(self._detokenizer.flush())
 
     def next_chunk(self) -> GenerationChunk | None:
         """Return what was committed since the last chunk and may be shown; None if nothing."""
@@ -95,13 +101,9 @@ class Answer:
         return AnswerText(self.text, self._detokenizer.starts, self._detokenizer.ends)
 
     def _take_text(self, new: str) -> None:
-        if not new or not self._stop.strings:
+        if not new or not self._stop.strings or self._cut is not None:
             return
         found = self._stop.find(self._detokenizer.text, len(new))
         if found is not None:
             self._cut = found
             self.finish_reason = "stop"
-
-    def _finish(self, reason: FinishReason) -> None:
-        self.finish_reason = reason
-        self._take_text(self._detokenizer.flush())

@@ -7,10 +7,18 @@ REPLACEMENT = "\ufffd"
 """What a decoder shows for bytes that are no character, or not yet one."""
 
 
+HELD_BACK = 3
+"""Replacement characters at the end of a text that later bytes may still make a character."""
+
+MAX_HELD_TOKENS = 64
+"""Tokens decoded together at most; a longer run of them that gives no text is broken bytes."""
+
+
 class Detokenizer:
     """Decodes an answer token by token in constant time per token.
 
-    The join of all pieces is what decoding the whole answer gives. A piece is held back while its
+    The join of all pieces is what decoding the whole answer gives; only in long runs of bytes that
+    are no characters the replacement characters may be others. A piece is held back while its
     bytes may be the beginning of a character.
 
     Attributes:
@@ -24,6 +32,7 @@ class Detokenizer:
         self._ids: list[int] = []
         self._window = 0
         self._read = 0
+        self._given = 0
         self.text = ""
         self.starts: list[int] = []
         self.ends: list[int] = []
@@ -31,12 +40,15 @@ class Detokenizer:
     def add(self, token_id: int) -> str:
         """Append a token and return the text it completes, which may be empty."""
         self._ids.append(token_id)
-        before = self._decode(self._ids[self._window : self._read])
+        before = len(self._decode(self._ids[self._window : self._read]))
         after = self._decode(self._ids[self._window :])
-        new = ""
-        if len(after) > len(before) and not after.endswith(REPLACEMENT):
-            new = after[len(before) :]
-            self._window, self._read = self._read, len(self._ids)
+        stable = _stable_length(after)
+        new = after[before + self._given : stable]
+        self._given += len(new)
+        whole = stable == len(after) > before
+        if whole or len(self._ids) - self._window > MAX_HELD_TOKENS:
+            new += after[before + self._given :]
+            self._window, self._read, self._given = self._read, len(self._ids), 0
         self._note(new)
         return new
 
@@ -45,10 +57,10 @@ class Detokenizer:
         self._note("")
 
     def flush(self) -> str:
-        """Give out what was held back; call once, after the last token."""
-        before = self._decode(self._ids[self._window : self._read])
-        new = self._decode(self._ids[self._window :])[len(before) :]
-        self._read = len(self._ids)
+        """Give out what was held back; call after the last token."""
+        before = len(self._decode(self._ids[self._window : self._read]))
+        new = self._decode(self._ids[self._window :])[before + self._given :]
+        self._window, self._read, self._given = self._read, len(self._ids), 0
         self.text += new
         if self.ends:
             self.ends[-1] = len(self.text)
@@ -61,6 +73,18 @@ class Detokenizer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
+
+
+def _stable_length(text: str) -> int:
+    """Return how many characters of a decoded text cannot change any more.
+
+    >>> _stable_length("ab" + 2 * REPLACEMENT), _stable_length(5 * REPLACEMENT)
+    (2, 2)
+    """
+    held = 0
+    while held < min(HELD_BACK, len(text)) and text[-1 - held] == REPLACEMENT:
+        held += 1
+    return len(text) - held
 
 
 class StopStrings:

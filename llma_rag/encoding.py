@@ -1,5 +1,6 @@
 """Turn prompts and references into token ids; knows the tokenizer only."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from llma_rag.result import Prompt
 
 MAX_CHARACTERS_PER_TOKEN = 8
 """A reference is cut to this many characters per token that may be indexed, before tokenising."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of a character, which broken documents hold and no tokenizer takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +30,25 @@ class EncodedReferences:
     cut: frozenset[int]
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: Prompt, vocab_size: int) -> list[int]:
     """Return the ids of a prompt; text gets the tokenizer's special tokens, ids stay as they are.
 
     Raises:
         TypeError: If the prompt is neither text nor a sequence of integers.
-        ValueError: If it is empty.
+        ValueError: If it is empty, or an id is not in the vocabulary.
     """
     if isinstance(prompt, str):
-        ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+        ids = list(tokenizer(_encodable(prompt), verbose=False)["input_ids"])
     else:
         ids = [_token_id(one) for one in prompt]
     if not ids:
         raise ValueError("`prompt` must hold at least one token, got none; pass some text.")
+    wrong = next((one for one in ids if not 0 <= one < vocab_size), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`prompt` must hold ids from 0 to {vocab_size - 1}, got {wrong}; encode it with the "
+            "model's own tokenizer."
+        )
     return ids
 
 
@@ -65,16 +75,26 @@ def _encode(tokenizer: Any, text: str) -> tuple[Sequence[int], Sequence[int]]:
     if not text:
         return (), ()
     fast = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    encoded = tokenizer(
+        _encodable(text), add_special_tokens=False, return_offsets_mapping=fast, verbose=False
+    )
     ids = encoded["input_ids"]
     if fast:
         return ids, [start for start, _ in encoded["offset_mapping"]]
     return ids, [len(text) * place // max(1, len(ids)) for place in range(len(ids))]
 
 
-def _token_id(one: object) -> int:
-    if isinstance(one, bool) or not hasattr(one, "__index__"):
+def _encodable(text: str) -> str:
+    """Return the text with each lone surrogate replaced, so that characters keep their places."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _token_id(one: Any) -> int:
+    try:
+        if isinstance(one, bool):
+            raise TypeError
+        return int(one.__index__())
+    except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(
             f"`prompt` must be text or a flat sequence of token ids, got an entry {one!r}."
-        )
-    return int(one.__index__())
+        ) from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from llma_rag import Decoder
-from llma_rag import decoder as decoder_module
+from llma_rag import loop as loop_module
 from llma_rag.answer import Answer
 from llma_rag.drafting import Place
 from llma_rag.engine.step import Pass, StepRunner
@@ -53,7 +53,7 @@ def test_the_unbroken_decoder_passes() -> None:
 
 
 def test_accepting_one_token_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "accepted", accepts_one_too_many)
+    monkeypatch.setattr(loop_module, "accepted", accepts_one_too_many)
     assert answers_differ()
 
 

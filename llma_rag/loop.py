@@ -1,0 +1,248 @@
+"""The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llma_rag.answer import Answer
+from llma_rag.detokenizer import Detokenizer, StopStrings
+from llma_rag.drafting import Draft, Drafter, ReferenceDrafter
+from llma_rag.encoding import encode_prompt, encode_references
+from llma_rag.engine.options import Settings, resolve
+from llma_rag.engine.processors import build_processors
+from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.grammar import Grammar, GrammarCompiler
+from llma_rag.index import MAX_INDEXED_TOKENS
+from llma_rag.provenance import Provenance
+from llma_rag.reference import accept_references
+from llma_rag.result import ContextOverflowError, GenerationOptions, GenerationRequest
+from llma_rag.sampling import Choose, Chooser, fresh_seed
+from llma_rag.stopping import Criteria
+from llma_rag.task import Counts, Task
+from llma_rag.verification import accepted
+from llma_rag.worker import Decoding
+
+MAX_RESERVED = 1024
+"""Tokens of an answer for which cache memory is taken at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How drafts are made.
+
+    Attributes:
+        max_draft_tokens: Most tokens verified in one pass (the paper's k).
+        min_match_length: Tokens that must agree before a copy is tried (the paper's n).
+    """
+
+    max_draft_tokens: int
+    min_match_length: int
+
+
+class Loop:
+    """Decodes the requests of one model, each as a generator that asks for passes."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        runner: StepRunner,
+        *,
+        context_length: int,
+        defaults: GenerationOptions,
+        drafting: Drafting,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._runner = runner
+        self._context_length = context_length
+        self._defaults = defaults
+        self._drafting = drafting
+        self._vocab_size = _vocab_size(model)
+        self._special = frozenset(int(one) for one in tokenizer.all_special_ids)
+        self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
+
+    def decode(self, request: GenerationRequest) -> Decoding:
+        """Decode one request: yields the passes it needs and the text it completes."""
+        task = self._task(request)
+        context, answer = task.context, task.answer
+        if answer.remaining <= 0:
+            return task.result()
+        pending: Sequence[int] = tuple(context)
+        draft = Draft()
+        while True:
+            step, logits = yield from _run(Pass(task.row, pending, draft.tokens, draft.parents))
+            nodes = _commit(step, draft, task.chooser.over(logits, context), task)
+            task.counts.add(step, len(nodes))
+            chunk = answer.next_chunk()
+            if chunk is not None:
+                yield chunk
+            if answer.finish_reason is not None:
+                return task.result()
+            self._runner.keep(step, nodes)
+            pending = context[-1:]
+            draft = self._draft(task)
+
+    def _task(self, request: GenerationRequest) -> Task:
+        counts = Counts()
+        if self._model.training:
+            raise ValueError(
+                "`model` is in training mode, which makes its answers random; call `model.eval()`."
+            )
+        context = encode_prompt(self._tokenizer, request.prompt, self._vocab_size)
+        counts.prompt_tokens = len(context)
+        generation_config = self._model.generation_config
+        assert generation_config is not None, "a causal language model has a generation config"
+        settings = resolve(generation_config, self._defaults, request.options, len(context))
+        room = self._context_length - len(context)
+        if room < 1:
+            raise ContextOverflowError(
+                f"The prompt has {len(context)} tokens, and the model's context holds "
+                f"{self._context_length} with the answer; shorten the prompt, for example by "
+                "retrieving fewer or smaller passages."
+            )
+        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
+        grammar = None
+        structure = settings.structure
+        if structure is not None:
+            ends = self._grammars.end_tokens(settings.end_tokens)
+            settings = replace(settings, end_tokens=ends)
+            grammar = self._grammars.start(structure, ends, len(context))
+        return Task(
+            request=request,
+            context=context,
+            row=self._runner.open_row(len(context) + min(settings.max_new_tokens, MAX_RESERVED)),
+            answer=self._answer(settings),
+            chooser=self._chooser(settings, counts, grammar),
+            criteria=Criteria(settings, self._model.device),
+            grammar=grammar,
+            counts=counts,
+        )
+
+    def _chooser(self, settings: Settings, counts: Counts, grammar: Grammar | None) -> Chooser:
+        def counted(*args: Any, **arguments: Any) -> Any:
+            counts.forward_passes += 1
+            return self._model(*args, **arguments)
+
+        processors = build_processors(
+            settings,
+            prompt_length=counts.prompt_tokens,
+            device=self._model.device,
+            model=counted,
+            vocab_size=self._vocab_size,
+            structure=grammar,
+        )
+        seed = None
+        if settings.sample:
+            seed = fresh_seed() if settings.seed is None else settings.seed
+        return Chooser(
+            processors, seed=seed, check_logits=not settings.config.remove_invalid_values
+        )
+
+    def _answer(self, settings: Settings) -> Answer:
+        ends, strings = set(settings.end_tokens), []
+        for string in settings.stop:
+            token = self._special_token(string)
+            if token is None:
+                strings.append(string)
+            else:
+                ends.add(token)
+        return Answer(
+            Detokenizer(self._tokenizer),
+            StopStrings(strings),
+            end_tokens=frozenset(ends),
+            max_new_tokens=settings.max_new_tokens,
+        )
+
+    def _special_token(self, string: str) -> int | None:
+        """Return the id of a stop string that is one special token, which has no text."""
+        return next(
+            (one for one in self._special if self._tokenizer.convert_ids_to_tokens(one) == string),
+            None,
+        )
+
+    def _draft(self, task: Task) -> Draft:
+        if not task.request.draft:
+            return Draft()
+        limit = min(self._drafting.max_draft_tokens, self._runner.draft_limit(task.row))
+        budget = min(task.answer.remaining - 1, limit)
+        if budget < 1:
+            return Draft()
+
+        def copied() -> Draft:
+            if task.drafter is None:
+                task.drafter = self._drafter(task)
+            return task.drafter.draft(task.context, budget)
+
+        if task.grammar is None:
+            return copied()
+        return task.grammar.draft(task.context, copied, budget)
+
+    def _drafter(self, task: Task) -> Drafter:
+        """Index the request's references; done after the first token, so as not to delay it."""
+        usable = accept_references(task.request.references)
+        encoded = encode_references(self._tokenizer, usable, MAX_INDEXED_TOKENS)
+        prompt = task.prompt
+        drafter = ReferenceDrafter(
+            encoded.token_ids,
+            prompt,
+            max_draft_tokens=self._drafting.max_draft_tokens,
+            min_match_length=self._drafting.min_match_length,
+            banned_tokens=self._special,
+            vocab_size=self._vocab_size,
+        )
+        cut = {*drafter.index.truncated, *encoded.cut} - {len(usable.references)}
+        task.counts.references = {
+            "references_used": len(usable.references),
+            "references_skipped": usable.skipped,
+            "references_truncated": len(cut),
+            "reference_tokens": sum(map(len, encoded.token_ids)),
+        }
+        task.answer.trace_with(
+            Provenance(
+                usable,
+                encoded.offsets,
+                lambda count: str(
+                    self._tokenizer.decode(prompt[:count], skip_special_tokens=False)
+                ),
+            )
+        )
+        return drafter
+
+
+def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:
+    """Append what the model chose to the context and the answer; return the accepted nodes."""
+    nodes: list[int] = []
+    for token, node in accepted(step.drafted, step.parents, choose):
+        task.context.append(token)
+        if node is not None:
+            nodes.append(node)
+        goes_on = task.answer.commit(token, None if node is None else draft.places[node])
+        reason = task.criteria(task.context)
+        if reason is not None:
+            task.answer.end(reason)
+        if not goes_on or reason is not None:
+            break
+    return nodes
+
+
+def _run(step: Pass) -> Generator[Any, Any, tuple[Pass, torch.Tensor]]:
+    """Ask for a pass; where memory runs out, ask again with half of the draft."""
+    while True:
+        try:
+            return step, (yield step)
+        except torch.OutOfMemoryError:
+            half = len(step.drafted) // 2
+            if not step.drafted:
+                raise
+            step = Pass(step.row, step.committed, step.drafted[:half], step.parents[:half])
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    """Return how many token ids the model takes; a resized or padded vocabulary counts."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return int(weight.shape[0])
