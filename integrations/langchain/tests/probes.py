@@ -1,5 +1,6 @@
 """A decoder without a model, and retrievers whose documents tell whose they are."""
 
+import asyncio
 import hashlib
 import re
 import threading
@@ -238,3 +239,16 @@ def joined(documents: Sequence[Document]) -> str:
 def of(*users: str) -> list[frozenset[str]]:
     """Return the documents of each user's call."""
     return [frozenset({f"{user}#0", f"{user}#1"}) for user in users]
+
+
+async def ticks(interval: float = 0.02) -> int:
+    """Count ticks that come before the next one is due, until cancelled."""
+    loop, count = asyncio.get_running_loop(), 0
+    due = loop.time()
+    try:
+        while True:
+            due += interval
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            count += loop.time() < due + interval
+    except asyncio.CancelledError:
+        return count

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from integrations.langchain.tests.probes import ticks
 from langchain_llma import LLMA, ChatLLMA
 from llma_rag import ContextOverflowError, Decoder
 
@@ -98,26 +99,13 @@ async def test_row_3_the_event_loop_keeps_ticking(llm: Any) -> None:
     """Nine tenths of the ticks that an idle loop of the same length has, at least."""
     await llm.ainvoke(PROMPT, max_tokens=2)
     started = time.perf_counter()
-    busy = asyncio.create_task(_ticks())
+    busy = asyncio.create_task(ticks())
     await llm.ainvoke(PROMPT, max_tokens=200, draft=False)
     busy.cancel()
-    idle = asyncio.create_task(_ticks())
+    idle = asyncio.create_task(ticks())
     await asyncio.sleep(time.perf_counter() - started)
     idle.cancel()
     assert await busy >= 0.9 * await idle
-
-
-async def _ticks(interval: float = 0.02) -> int:
-    """Count ticks that come before the next one is due, until cancelled."""
-    loop, count = asyncio.get_running_loop(), 0
-    due = loop.time()
-    try:
-        while True:
-            due += interval
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            count += loop.time() < due + interval
-    except asyncio.CancelledError:
-        return count
 
 
 def test_row_4_usage_is_told(llm: Any) -> None:
