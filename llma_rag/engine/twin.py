@@ -1,0 +1,85 @@
+"""Make a second view of a model, whose modules can be exchanged while the first stays as it is."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+Exchange = Callable[[nn.Module], nn.Module | None]
+"""Returns what stands for a module in the twin; None for the module's own twin."""
+
+
+def twin(
+    model: PreTrainedModel, *, attention: str | None = None, exchange: Exchange | None = None
+) -> PreTrainedModel:
+    """Return a model of new module objects that share all parameters.
+
+    Nothing done to the twin's modules or configuration reaches the model. No memory is taken
+    beyond the module objects and what `exchange` makes.
+
+    Args:
+        model: Must pass `can_twin`.
+        attention: Attention implementation of the twin; None keeps the model's.
+        exchange: Asked for each module with no modules below it.
+    """
+    memo: dict[int, Any] = {}
+    copied: PreTrainedModel = _twin(model, memo, exchange)
+    if attention is not None:
+        for original in _configs(model):
+            memo[id(original)]._attn_implementation_internal = attention
+    return copied
+
+
+def can_twin(model: nn.Module) -> bool:
+    """Return whether every module finds its way by its class alone.
+
+    False where an instance carries its own `forward`, as accelerate's hooks do for offloaded or
+    spread models: that function would lead back into the model.
+    """
+    return not any(
+        "forward" in vars(module) or hasattr(module, "_hf_hook") for module in model.modules()
+    )
+
+
+def _twin(module: nn.Module, memo: dict[int, Any], exchange: Exchange | None) -> Any:
+    if id(module) in memo:
+        return memo[id(module)]
+    if exchange is not None and not module._modules:
+        other = exchange(module)
+        if other is not None:
+            memo[id(module)] = other
+            return other
+    copied = object.__new__(type(module))
+    memo[id(module)] = copied
+    for name, value in vars(module).items():
+        if isinstance(value, PretrainedConfig):
+            value = _config(value, memo)
+        copied.__dict__[name] = value
+    copied.__dict__["_buffers"] = dict(module._buffers)
+    copied.__dict__["_modules"] = {
+        name: None if child is None else _twin(child, memo, exchange)
+        for name, child in module._modules.items()
+    }
+    return copied
+
+
+def _config(config: PretrainedConfig, memo: dict[int, Any]) -> PretrainedConfig:
+    """Return the copy of a configuration; one configuration has one copy, parts included."""
+    if id(config) not in memo:
+        memo[id(config)] = copy.deepcopy(config, memo)
+    found: PretrainedConfig = memo[id(config)]
+    return found
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    found: dict[int, PretrainedConfig] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, PretrainedConfig):
+                found[id(value)] = value
+                for part in vars(value).values():
+                    if isinstance(part, PretrainedConfig):
+                        found[id(part)] = part
+    return list(found.values())

@@ -1,0 +1,83 @@
+"""The twin with our attention computes what the model computes, and the model stays as it was."""
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.engine.attention import MAX_PACKED_ROWS, PACKED
+from llma_rag.engine.fast import can_be_fast, fast_view
+from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.twin import can_twin, twin
+from tests.models import VOCAB, tiny_model
+
+NAMES = ["llama-gqa", "qwen2", "mistral", "gpt2", "gemma", "gemma2"]
+
+
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    """Prefill, verify a chain and a tree, take a single step, refill a long chunk."""
+    torch.manual_seed(0)
+    ids = torch.randint(4, VOCAB, (160,)).tolist()
+    runner = StepRunner(model)
+    row = runner.open_row(200)
+    found: list[torch.Tensor] = []
+
+    def run(committed: list[int], drafted: list[int], parents: list[int], kept: list[int]) -> None:
+        step = Pass(row, committed, drafted, parents)
+        found.append(runner.run(step))
+        runner.keep(step, kept)
+
+    run(ids[:30], [], [], [])
+    run(ids[30:31], ids[31:36], [-1, 0, 1, 2, 3], [0, 1])
+    run(ids[36:37], ids[37:41], [-1, -1, 1, 0], [1, 2])
+    run(ids[41:42], [], [], [])
+    run(ids[42 : 44 + MAX_PACKED_ROWS], [], [], [])
+    run(ids[-1:], [], [], [])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_view_gives_the_models_logits(name: str) -> None:
+    model = tiny_model(name)
+    assert can_be_fast(model) == (model.config._attn_implementation == "sdpa")
+    expected, got = _logits(model), _logits(twin(model, attention=PACKED))
+    if name == "gemma2":  # transformers leaves the cap out under SDPA
+        expected = _logits(twin(model, attention="eager"))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])
+def test_the_model_is_not_touched(name: str) -> None:
+    model = tiny_model(name)
+    before = copy.deepcopy({n: dict(vars(m)) for n, m in model.named_modules() if not m._modules})
+    config, modules = model.config.to_dict(), list(model.modules())
+    view = fast_view(model)
+    _logits(view)
+    assert view is fast_view(model)
+    assert view.config._attn_implementation == PACKED
+    assert model.config.to_dict() == config
+    assert model.config._attn_implementation == "sdpa"
+    assert list(model.modules()) == modules
+    for n, m in model.named_modules():
+        if n in before:
+            assert set(vars(m)) == set(before[n])
+    own, shared = dict(model.named_parameters()), dict(view.named_parameters())
+    assert own.keys() == shared.keys()
+    assert all(own[n] is shared[n] for n in own)
+    assert not {id(m) for m in view.modules()} & {id(m) for m in modules}
+
+
+def test_a_model_with_its_own_forward_is_not_twinned() -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    assert can_twin(model)
+    layer = model.model.layers[1]
+    layer.forward = layer.forward
+    assert not can_twin(model)
+    assert not can_be_fast(model)
+
+
+def test_a_chosen_attention_is_kept() -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    model.set_attn_implementation("eager")
+    assert not can_be_fast(model)
