@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from llma_rag.verification import ancestors, depths
 
@@ -35,6 +35,17 @@ def attention_for_tree(
         for kind in (getattr(config, "layer_types", None) or _only_kind(config))
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def knows_layers(config: PretrainedConfig) -> bool:
+    """Return whether the masks made here say all that a model's layers look at.
+
+    Windows that a model cuts itself, by places in the cache (GPT-Neo), or other kinds of layers
+    would see other tokens in a tree than in a chain.
+    """
+    text = config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or _only_kind(text))
+    return kinds <= {"full_attention", "sliding_attention"} and not hasattr(text, "attention_types")
 
 
 def _only_kind(config: object) -> list[str]:

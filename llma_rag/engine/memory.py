@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from llma_rag.engine.cache import SlabCache, layer_count
 from llma_rag.engine.snapshot import Snapshot
 from llma_rag.engine.verdict import MemoryKind
 
-OWN_STATE_NAMES = ("past_key_values", "cache_params", "state")
+STATE_NAMES = ("past_key_values", "cache_params", "state")
 """Names under which models take and return their state, tried in this order."""
 
 
@@ -48,14 +49,8 @@ def memory_of(model: PreTrainedModel, kind: MemoryKind, capacity: int) -> Memory
     if kind == "slab":
         return SlabMemory(SlabCache(layer_count(model.config), capacity=capacity))
     if kind == "own":
-        return OwnMemory(own_state_name(model))
+        return OwnMemory(model)
     return NoMemory()
-
-
-def own_state_name(model: PreTrainedModel) -> str | None:
-    """Return the argument by which the model takes its state back; None if it has no such."""
-    parameters = inspect.signature(model.forward).parameters
-    return next((name for name in OWN_STATE_NAMES if name in parameters), None)
 
 
 class SlabMemory:
@@ -102,24 +97,34 @@ class OwnMemory:
         length: Tokens that the state stands behind.
     """
 
-    def __init__(self, name: str | None) -> None:
-        """Start without a state; `name` is the argument by which the model takes it."""
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Start with what `generate` would start with.
+
+        Raises:
+            ValueError: If the model takes its state by no argument that is known here.
+        """
+        parameters = inspect.signature(model.forward).parameters
+        name = next((name for name in STATE_NAMES if name in parameters), None)
+        if name is None:
+            raise ValueError(f"`model` takes none of {', '.join(STATE_NAMES)}; it keeps no state.")
         self.length = 0
         self._name = name
-        self._state: Any = None
+        self._config = model.config
+        self._state: Any = self._empty()
         self._before: Snapshot | None = None
+
+    def _empty(self) -> DynamicCache | None:
+        return None if self._name == "state" else DynamicCache(config=self._config)
 
     def open(self, drafted: int) -> Mapping[str, object]:
         """Take a snapshot, unless everything the pass feeds is certain."""
         self._before = Snapshot(self._state) if drafted else None
-        arguments: dict[str, object] = {"use_cache": True}
-        if self._name is not None:
-            arguments[self._name] = self._state
-        return arguments
+        return {"use_cache": True, self._name: self._state}
 
     def take(self, output: Mapping[str, Any]) -> None:
         """Take the state that stands behind all tokens of the pass."""
-        self._state = None if self._name is None else output.get(self._name)
+        returned = output.get(self._name)
+        self._state = self._state if returned is None else returned
 
     def undo(self) -> None:
         """Put back the state before the pass."""
@@ -137,7 +142,7 @@ class OwnMemory:
 
     def forget(self) -> None:
         """Drop the state."""
-        self._state, self._before, self.length = None, None, 0
+        self._state, self._before, self.length = self._empty(), None, 0
 
 
 class NoMemory:

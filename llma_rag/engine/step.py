@@ -79,7 +79,7 @@ class StepRunner:
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
         self._most_positions = context_length(model.config) or UNBOUNDED
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._parameters = frozenset(inspect.signature(model.forward).parameters)
 
     @property
     def supports_trees(self) -> bool:
@@ -131,23 +131,24 @@ class StepRunner:
         row.tokens += [*step.committed, *(step.drafted[node] for node in nodes)]
 
     def _arguments(self, step: Pass) -> dict[str, object]:
-        """Return token ids, and for trees the mask and positions of a pass."""
+        """Return token ids and positions of a pass, as `generate` gives them; a mask for trees."""
         fed = [*step.row.owed, *step.committed]
-        device = self._device
-        arguments: dict[str, object] = {
-            "input_ids": torch.tensor([[*fed, *step.drafted]], device=device)
-        }
-        if self._keeps_logits:
+        kept = step.row.memory.length
+        first = kept + len(fed)
+        positions = [*range(kept, first), *(first + depth for depth in depths(step.parents))]
+        arguments: dict[str, object] = {"input_ids": self._tensor([*fed, *step.drafted])}
+        if "position_ids" in self._parameters:
+            arguments["position_ids"] = self._tensor(positions)
+        if "logits_to_keep" in self._parameters:
             arguments["logits_to_keep"] = 1 + len(step.drafted)
         if not step.is_chain:
-            kept = step.row.memory.length
-            first = kept + len(fed)
-            positions = [*range(kept, first), *(first + depth for depth in depths(step.parents))]
-            arguments["position_ids"] = torch.tensor([positions], device=device)
             arguments["attention_mask"] = attention_for_tree(
-                self.model, kept, len(fed), step.parents, device
+                self.model, kept, len(fed), step.parents, self._device
             )
         return arguments
+
+    def _tensor(self, row: list[int]) -> torch.Tensor:
+        return torch.tensor([row], device=self._device)
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -1,0 +1,242 @@
+"""Find out at load time whether passes over several tokens are right for a model here."""
+
+import random
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.engine.cache import supports_slab
+from llma_rag.engine.load import context_length
+from llma_rag.engine.masks import knows_layers
+from llma_rag.engine.rope import UNBOUNDED
+from llma_rag.engine.step import Pass, Row, StepRunner, check_model
+from llma_rag.engine.verdict import MemoryKind, Verdict
+
+PROBED_TOKENS = 32
+"""Tokens of a probe, where the model's context holds as many."""
+
+FEWEST_TOKENS = 12
+"""Tokens of a probe of a slow model; with less context than this a model is not probed."""
+
+SLOW_PASS = 0.2
+"""Seconds of one pass from which a model counts as slow."""
+
+_verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[object, Verdict]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def runner_of(model: PreTrainedModel) -> StepRunner:
+    """Return a runner that decodes `model` in the way the probe found right.
+
+    A model that was probed before is not probed again. Warns once where it is decoded plainly.
+
+    Raises:
+        ValueError: If the model is in training mode or has an encoder.
+    """
+    check_model(model)
+    key = (model.dtype, model.device, getattr(model.config, "_attn_implementation", None))
+    known = _verdicts.setdefault(model, {})
+    if key not in known:
+        known[key] = probe(model)
+        if known[key].exactness == "off":
+            warnings.warn(
+                f"References do not speed up {type(model).__name__}: {known[key].reason} It is "
+                "decoded plainly, one token per forward pass; its answers are right.",
+                stacklevel=3,
+            )
+    return StepRunner(model, known[key])
+
+
+@torch.inference_mode()
+def probe(model: PreTrainedModel) -> Verdict:
+    """Compare passes over several tokens with single steps, on about 32 tokens.
+
+    Never raises for what the model does: whatever fails is a reason to decode plainly.
+    """
+    try:
+        ids = _tokens(model)
+        memory = _plain_memory(model, ids)
+        if memory == "none":
+            return _plainly("Its state is not in a cache that a request could own.", memory)
+        steps = _single_steps(model, ids)
+    except _WrongError as error:
+        return _plainly(str(error), "own")
+    except Exception as error:
+        return _plainly(f"The probe failed ({_in_a_line(error)}).", "none")
+    reason = ""
+    for memory in _candidates(model):
+        try:
+            return _verdict(model, memory, steps)
+        except _WrongError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"A pass over several tokens fails ({_in_a_line(error)})."
+    return _plainly(reason, "own")
+
+
+class _WrongError(Exception):
+    """Says in a sentence why a model must be decoded plainly."""
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What single steps give, the measure for everything else.
+
+    Attributes:
+        ids: The probed tokens.
+        logits: Behind the prompt and each token after it, [tokens, vocabulary], float32.
+        tolerance: Mean difference of a token's logits that rounding explains.
+    """
+
+    ids: list[int]
+    logits: torch.Tensor
+    tolerance: float
+
+    @property
+    def prompt(self) -> int:
+        """Tokens that are fed in one pass before the comparison begins."""
+        return len(self.ids) - len(self.logits) + 1
+
+    def compare(self, logits: torch.Tensor, what: str) -> float:
+        """Return the largest mean difference of a token's logits to the first of the steps.
+
+        Raises:
+            _WrongError: If it is more than rounding explains.
+        """
+        difference = _difference(logits, self.logits[: len(logits)])
+        if not difference <= self.tolerance:
+            raise _WrongError(
+                f"{what} gives other logits than single steps (mean difference {difference:.1e}, "
+                f"rounding explains {self.tolerance:.1e})."
+            )
+        return difference
+
+
+def _candidates(model: PreTrainedModel) -> Iterator[MemoryKind]:
+    if supports_slab(model.config):
+        yield "slab"
+    yield "own"
+
+
+def _plainly(reason: str, memory: MemoryKind) -> Verdict:
+    return Verdict("off", reason, memory, trees=False)
+
+
+def _verdict(model: PreTrainedModel, memory: MemoryKind, steps: _Steps) -> Verdict:
+    runner = StepRunner(model, Verdict(memory=memory))
+    worst = steps.compare(_chain(runner, steps), "A pass over several tokens")
+    what = f"Passes over several tokens give the logits of single steps (to {worst:.1e})"
+    trees = memory == "slab" and knows_layers(model.config) and _trees_are_right(runner, steps)
+    if torch.finfo(model.dtype).bits < 32:
+        kind = str(model.dtype).removeprefix("torch.")
+        reason = f"{what}, as near as {kind} rounds; near ties may be decided otherwise."
+        return Verdict("argmax", reason, memory, trees)
+    return Verdict("exact", f"{what}.", memory, trees)
+
+
+def _tokens(model: PreTrainedModel) -> list[int]:
+    rope = StepRunner(model).rope
+    room = min(context_length(model.config) or UNBOUNDED, rope.switch or UNBOUNDED, PROBED_TOKENS)
+    if room < FEWEST_TOKENS:
+        raise _WrongError(f"Its context of {room} tokens is too short to probe it.")
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    source = random.Random(0)
+    return [source.randrange(vocabulary) for _ in range(room)]
+
+
+def _plain_memory(model: PreTrainedModel, ids: list[int]) -> MemoryKind:
+    """Return "own" if rows that take turns do not disturb each other, as they do in modules."""
+    runner = StepRunner(model, Verdict(memory="own"))
+    alone, disturbed, other = (runner.open_row(len(ids)) for _ in range(3))
+    expected = [_feed(runner, alone, part) for part in (ids[:-1], ids[-1:])]
+    got = [_feed(runner, disturbed, ids[:-1])]
+    _feed(runner, other, ids[::-1])
+    got.append(_feed(runner, disturbed, ids[-1:]))
+    same = torch.allclose(torch.stack(got), torch.stack(expected), rtol=1e-3, atol=1e-4)
+    return "own" if same else "none"
+
+
+def _single_steps(model: PreTrainedModel, ids: list[int]) -> _Steps:
+    started = time.perf_counter()
+    whole = StepRunner(model, Verdict(memory="none"))
+    at_once = whole.run(Pass(whole.open_row(0), ids[:1], ids[1:], range(-1, len(ids) - 2)))
+    if time.perf_counter() - started > SLOW_PASS:
+        ids, at_once = ids[:FEWEST_TOKENS], at_once[:FEWEST_TOKENS]
+    runner = StepRunner(model, Verdict(memory="own"))
+    row = runner.open_row(len(ids))
+    prompt = len(ids) // 2
+    parts = [ids[:prompt], *([token] for token in ids[prompt:])]
+    logits = torch.stack([_feed(runner, row, part) for part in parts])
+    if not bool(torch.isfinite(logits).all()):
+        raise _WrongError("Its logits are not finite.")
+    return _Steps(ids, logits, _tolerance(model.dtype, logits, at_once[prompt - 1 :].float()))
+
+
+def _tolerance(dtype: torch.dtype, steps: torch.Tensor, at_once: torch.Tensor) -> float:
+    """Return thrice the difference of single steps to one pass, within bounds for the dtype."""
+    scale = float(steps.abs().max())
+    low = torch.finfo(dtype).bits < 32
+    least, most = (torch.finfo(dtype).eps, 0.05) if low else (1e-5, 1e-4)
+    return scale * min(max(3 * _difference(steps, at_once) / scale, least), most)
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().mean(-1).max())
+
+
+def _feed(runner: StepRunner, row: Row, tokens: list[int]) -> torch.Tensor:
+    """Run and keep tokens that are certain; return the logits behind them."""
+    step = Pass(row, tokens)
+    logits = runner.run(step)[0].float()
+    runner.keep(step, [])
+    return logits
+
+
+def _chain(runner: StepRunner, steps: _Steps) -> torch.Tensor:
+    """Return the logits of the probed tokens from drafts, the first of them half rejected."""
+    ids, prompt = steps.ids, steps.prompt
+    row = runner.open_row(len(ids))
+    found = [_feed(runner, row, ids[:prompt])[None]]
+    wrong = [ids[0], ids[1], ids[2]]
+    step = Pass(row, ids[prompt : prompt + 1], [*ids[prompt + 1 : prompt + 3], *wrong], _line(5))
+    found.append(runner.run(step)[:3])
+    runner.keep(step, [0, 1])
+    last = len(ids) - 1
+    step = Pass(row, ids[prompt + 3 : prompt + 4], ids[prompt + 4 : last], _line(last - prompt - 4))
+    found.append(runner.run(step))
+    runner.keep(step, range(len(step.drafted)))
+    found.append(_feed(runner, row, ids[last:])[None])
+    return torch.cat([one.float() for one in found])
+
+
+def _trees_are_right(runner: StepRunner, steps: _Steps) -> bool:
+    """Return whether the second branches of a tree give the logits of single steps."""
+    ids, prompt = steps.ids, steps.prompt
+    right = ids[prompt + 1 : prompt + 3]
+    try:
+        row = runner.open_row(len(ids))
+        found = [_feed(runner, row, ids[:prompt])[None]]
+        drafted = [ids[0], right[0], ids[1], right[1], ids[2]]
+        step = Pass(row, ids[prompt : prompt + 1], drafted, [-1, -1, 0, 1, 1])
+        found.append(runner.run(step)[[0, 2, 4]])
+        runner.keep(step, [1, 3])
+        found.append(_feed(runner, row, ids[prompt + 3 : prompt + 4])[None])
+        steps.compare(torch.cat([one.float() for one in found]), "A tree")
+    except Exception:  # masks of this form fail in many ways, and chains do without them
+        return False
+    return True
+
+
+def _line(length: int) -> range:
+    return range(-1, length - 1)
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
