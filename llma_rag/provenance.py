@@ -39,7 +39,8 @@ class Provenance:
     """Knows, for one request, which characters each place of the index stands for.
 
     Segments are numbered as `ReferenceDrafter` numbers them: the references, the prompt, the
-    answer. A token copied from the answer itself inherits the source of the token it repeats.
+    answer, then earlier answers. A token copied from the answer itself inherits the source of the
+    token it repeats; one copied from an earlier answer has none.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class Provenance:
     def commit(self, place: Place | None) -> None:
         """Note where the next token of the answer was copied from; None if it was not."""
         if place is not None and place.segment > len(self._texts):
-            place = self._places[place.offset]
+            answer = len(self._texts) + 1
+            place = self._places[place.offset] if place.segment == answer else None
         self._places.append(place)
 
     def trace(self, answer: AnswerText, first: int) -> tuple[CopiedSpan, ...]:

@@ -63,6 +63,11 @@ def test_a_copy_of_the_answer_itself_inherits_the_source():
     assert [(s.start, s.end, s.reference_start) for s in spans] == [(0, 6 - 1, 4), (6, 11, 4)]
 
 
+def test_a_copy_of_an_earlier_answer_has_no_source():
+    copies = [Place(3, step) for step in range(5)]
+    assert traced("tower", ["the tower is tall."], copies) == ()
+
+
 def test_wrong_places_never_make_a_wrong_span():
     source = random.Random(5)
     for _ in range(500):
