@@ -50,15 +50,17 @@ def run_json(*args, **settings):
     return json.loads(output.getvalue())
 
 
-def test_counts_of_a_copied_answer(tokenizer_folder):
+@pytest.mark.parametrize("drafter", ["llma", "llma-rag"])
+def test_counts_of_a_copied_answer(drafter, tokenizer_folder):
     # Prefill yields w5; one pass copies w6 w7 and adds w9; a last one yields w1 without a match.
     file = write(tokenizer_folder, row(" w5 w6 w7 w9 w1", ["w4 w5 w6 w7 w8"]))
-    [found] = run_json([file], tokenizer=tokenizer_folder, drafters=["llma-rag"], costs=[0.5])
+    [found] = run_json([file], tokenizer=tokenizer_folder, drafters=[drafter], costs=[0.5])
     assert found["set"] == "toy"
     assert (found["rows"], found["tokens"], found["forwards"]) == (1, 5, 3)
     assert (found["drafted"], found["accepted"]) == (3, 2)
     assert found["tokens_per_forward"] == pytest.approx(5 / 3, abs=1e-4)
-    assert found["s"] == {"0.5": pytest.approx(5 / 4.5, abs=1e-4)}
+    if drafter == "llma":
+        assert found["s"] == {"0.5": pytest.approx(5 / 4.5, abs=1e-4)}
 
 
 def test_the_last_token_ends_the_answer_inside_a_draft(tokenizer_folder):
@@ -73,6 +75,37 @@ def test_every_drafter_keeps_to_the_budget(drafter, tokenizer_folder):
     [found] = run_json([file], tokenizer=tokenizer_folder, drafters=[drafter], max_draft_tokens=1)
     assert found["drafted"] <= found["forwards"]
     assert found["tokens"] == 6
+
+
+def test_our_drafter_is_told_the_cost(tokenizer_folder):
+    file = write(tokenizer_folder, row(" w5 w6 w7 w9 w1", ["w4 w5 w6 w7 w8"]))
+    costs = [0.0, 0.9]
+    [found] = run_json([file], tokenizer=tokenizer_folder, drafters=["llma-rag"], costs=costs)
+    assert found["s"] == {"0": pytest.approx(5 / 3, abs=1e-4), "0.9": 1.0}
+
+
+def test_peers_take_options(tokenizer_folder):
+    file = write(tokenizer_folder, row(" w5 w6 w7 w9 w1", ["w4 w5 w6 w7 w8"]))
+    drafters = ["llma:draft_length=1"]
+    [found] = run_json([file], tokenizer=tokenizer_folder, drafters=drafters)
+    assert (found["drafter"], found["drafted"], found["forwards"]) == (drafters[0], 2, 4)
+    for wrong, message in (
+        ("llma:draft_length", "must read `name=number`"),
+        ("llma:speed=3", "do not fit"),
+        ("llma-rag:speed=3", "takes no options"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_json([file], tokenizer=tokenizer_folder, drafters=[wrong])
+
+
+def test_trees_find_what_a_chain_misses(tokenizer_folder):
+    passages = ["w5 w6", "w5 w7", "w5 w8"]
+    file = write(tokenizer_folder, row(" w5 w8", passages))
+    accepted = [
+        run_json([file], tokenizer=tokenizer_folder, drafters=["llma-rag"], nodes=nodes)[0]
+        for nodes in (1, 3)
+    ]
+    assert [found["accepted"] for found in accepted] == [0, 1]
 
 
 def test_several_sets_are_summed_up(tokenizer_folder):

@@ -1,8 +1,14 @@
 """Drafters to measure against, each as its authors published it."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+
+import numpy as np
 
 from llma_rag.drafting import Draft
+
+HAS_SUFFIX_DECODING = find_spec("arctic_inference") is not None
+"""Whether the package `arctic-inference` (Apache-2.0), only measured against, is installed."""
 
 
 class PublishedLLMA:
@@ -73,3 +79,49 @@ def _find_first(context: Sequence[int], ngram: Sequence[int]) -> int | None:
             return None
         if context[start : start + length] == ngram:
             return start
+
+
+class SuffixDecoding:
+    """SuffixDecoding (arXiv 2411.04975) of `arctic-inference`, without other requests' answers."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        depth: int = 64,
+        draft_length: int = 32,
+        factor: float = 4.0,
+        offset: float = 0.0,
+        min_probability: float = 0.1,
+        branching: bool = True,
+    ) -> None:
+        from arctic_inference.suffix_decoding import SuffixDecodingCache
+
+        self.depth = depth
+        self.draft_length = draft_length
+        self.factor = factor
+        self.offset = offset
+        self.min_probability = min_probability
+        self.branching = branching
+        self._seen = len(prompt)
+        self._cache = SuffixDecodingCache(max_tree_depth=depth, max_cached_requests=0)
+        self._cache.start_request(0, np.array(prompt, dtype=np.int32))
+
+    def draft(self, context: Sequence[int], budget: int) -> Draft:
+        """Propose a tree or a chain from the suffix tree of prompt and answer."""
+        self._cache.add_active_response(0, list(context[self._seen :]))
+        self._seen = len(context)
+        found = self._cache.speculate(
+            0,
+            list(context[-self.depth :]),
+            max_spec_tokens=min(budget, self.draft_length),
+            max_spec_factor=self.factor,
+            max_spec_offset=self.offset,
+            min_token_prob=self.min_probability,
+            use_tree_spec=self.branching,
+        )
+        return Draft(
+            tokens=tuple(found.token_ids),
+            parents=tuple(found.parents),
+            places=(None,) * len(found.token_ids),
+        )

@@ -5,14 +5,21 @@ The command line calls `replay_command`; it prints the table or the JSON itself 
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from llma_rag.acceptance import AcceptanceModel
 from llma_rag.bench.forced import ForcedRun, MakeDrafter, force
-from llma_rag.bench.peers import PromptLookup, PublishedLLMA
+from llma_rag.bench.peers import (
+    HAS_SUFFIX_DECODING,
+    PromptLookup,
+    PublishedLLMA,
+    SuffixDecoding,
+)
 from llma_rag.bench.report import plot_rows, replay_table
 from llma_rag.bench.summary import ReplayRow, summarise
 from llma_rag.bench.traces import (
@@ -23,6 +30,7 @@ from llma_rag.bench.traces import (
     load_traces,
     tokenise,
 )
+from llma_rag.costs import CostCurve
 from llma_rag.drafting import Drafter, ReferenceDrafter
 
 DEFAULT_COSTS = (0.005, 0.02, 0.05, 0.15)
@@ -35,38 +43,88 @@ class Settings:
 
     Attributes:
         budget: Most nodes of a draft.
-        cost: Cost of one more verified token, as share of a forward pass.
+        branching: Whether the draft may be a tree.
+        cost: Cost of one more verified token, as share of a forward pass; None: free.
+        options: Options of a peer, by the names of its constructor.
     """
 
     budget: int
-    cost: float = 0.0
+    branching: bool = False
+    cost: float | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
-Make = Callable[[TraceTokens, Settings], Drafter]
+Build = Callable[[Settings], MakeDrafter]
 
 
-def _ours(trace: TraceTokens, settings: Settings) -> Drafter:
-    return ReferenceDrafter(
-        trace.references,
-        trace.prompt,
-        max_draft_tokens=settings.budget,
-        banned_tokens=trace.special_tokens,
-    )
+def _ours(settings: Settings) -> MakeDrafter:
+    acceptance = AcceptanceModel.shipped()
+    costs = None if settings.cost is None else CostCurve.linear(settings.cost)
+
+    def make(trace: TraceTokens) -> Drafter:
+        return ReferenceDrafter(
+            trace.references,
+            trace.prompt,
+            max_draft_tokens=settings.budget,
+            branching=settings.branching,
+            banned_tokens=trace.special_tokens,
+            costs=costs,
+            acceptance=acceptance,
+        )
+
+    return make
 
 
-def _published(trace: TraceTokens, settings: Settings) -> Drafter:
-    return PublishedLLMA(trace.references, draft_length=settings.budget)
+def _published(settings: Settings) -> MakeDrafter:
+    options = {name: int(value) for name, value in settings.options.items()}
+    return lambda trace: PublishedLLMA(trace.references, **options)
 
 
-def _prompt_lookup(trace: TraceTokens, settings: Settings) -> Drafter:
-    return PromptLookup()
+def _prompt_lookup(settings: Settings) -> MakeDrafter:
+    options = {name: int(value) for name, value in settings.options.items()}
+    return lambda trace: PromptLookup(**options)
 
 
-DRAFTERS: dict[str, Make] = {
-    "llma-rag": _ours,
+def _suffix_decoding(settings: Settings) -> MakeDrafter:
+    whole = {"depth", "draft_length", "branching"}
+    options: dict[str, Any] = {
+        name: int(value) if name in whole else value for name, value in settings.options.items()
+    }
+    return lambda trace: SuffixDecoding(trace.prompt, **options)
+
+
+OURS = "llma-rag"
+DRAFTERS: dict[str, Build] = {
+    OURS: _ours,
     "llma": _published,
     "prompt-lookup": _prompt_lookup,
 }
+if HAS_SUFFIX_DECODING:
+    DRAFTERS["suffix-decoding"] = _suffix_decoding
+
+
+def parse_drafter(text: str) -> tuple[str, dict[str, float]]:
+    """Split `name` or `name:option=number,...`.
+
+    >>> parse_drafter("llma:min_match_length=2,draft_length=5")
+    ('llma', {'min_match_length': 2.0, 'draft_length': 5.0})
+
+    Raises:
+        ValueError: If the name is unknown, ours is given options or an option is no number.
+    """
+    name, _, rest = text.partition(":")
+    if name not in DRAFTERS:
+        raise ValueError(f"`drafters` must be among {', '.join(DRAFTERS)}, got {text!r}.")
+    options: dict[str, float] = {}
+    for part in rest.split(",") if rest else ():
+        key, _, value = part.partition("=")
+        try:
+            options[key] = float(value)
+        except ValueError as error:
+            raise ValueError(f"Options must read `name=number`, got {part!r}.") from error
+    if options and name == OURS:
+        raise ValueError(f"`{OURS}` takes no options here, got {rest!r}.")
+    return name, options
 
 
 def replay(
@@ -74,36 +132,49 @@ def replay(
     *,
     drafters: Sequence[str],
     budget: int,
+    branching: bool = False,
     costs: Sequence[float] = DEFAULT_COSTS,
 ) -> list[ReplayRow]:
     """Force every answer through every drafter.
 
+    Our drafter is run once for free nodes and once more for every cost, which it is then told;
+    peers know no costs.
+
     Args:
         traces: Answers with at least one token each.
-        drafters: Names out of `DRAFTERS`.
+        drafters: Names out of `DRAFTERS`, peers also with options, see `parse_drafter`.
         budget: Most nodes of a draft.
+        branching: Whether our drafts may be trees.
         costs: For which costs of a verified token the speed-up is computed.
 
     Raises:
-        ValueError: If a name is unknown or there is no answer.
+        ValueError: If a name is unknown, an option is, or there is no answer.
     """
     if not traces:
         raise ValueError("`traces` must hold at least one answer that is not empty.")
     rows: list[ReplayRow] = []
-    for name in drafters:
-        if name not in DRAFTERS:
-            raise ValueError(f"`drafters` must be among {', '.join(DRAFTERS)}, got {name!r}.")
-        runs = _run(traces, DRAFTERS[name], Settings(budget))
-        rows += summarise(name, budget, runs, dict.fromkeys(costs, runs))
+    for text in drafters:
+        name, options = parse_drafter(text)
+        settings = Settings(budget, branching, options=options)
+        runs = _run(traces, DRAFTERS[name], settings)
+        told = {
+            cost: _run(traces, DRAFTERS[name], replace(settings, cost=cost))
+            if name == OURS
+            else runs
+            for cost in costs
+        }
+        rows += summarise(text, budget, runs, told)
     return rows
 
 
-def _run(traces: Sequence[TraceTokens], make: Make, settings: Settings) -> list[ForcedRun]:
-    def made(trace: TraceTokens) -> Drafter:
-        return make(trace, settings)
-
-    maker: MakeDrafter = made
-    return [force(trace, maker, settings.budget) for trace in traces]
+def _run(traces: Sequence[TraceTokens], build: Build, settings: Settings) -> list[ForcedRun]:
+    make = build(settings)
+    try:
+        return [force(trace, make, settings.budget) for trace in traces]
+    except TypeError as error:
+        if not settings.options:
+            raise
+        raise ValueError(f"Options {dict(settings.options)} do not fit: {error}.") from error
 
 
 def tokenised(
@@ -151,7 +222,8 @@ def replay_command(
         rows: `--rows`, first rows of each file.
         nodes: `--nodes`, most nodes of a token tree; None drafts chains.
         costs: `--cost`, given once or more: costs of a verified token, as share of a forward.
-        drafters: `--drafters`, names out of `DRAFTERS`; None takes all that can run here.
+        drafters: `--drafters`, names out of `DRAFTERS`, peers also as `name:option=number,...`;
+            None takes all that can run here.
         as_json: `--json`, print a JSON list instead of a table.
         plot: `--plot`, write a PNG of tokens per forward against the node budget.
         console: Where to print; standard output by default.
@@ -166,12 +238,13 @@ def replay_command(
         raise ValueError(f"`--nodes` and `--max-draft-tokens` must be at least 0, got {budget}.")
     loaded = tokenised(traces, tokenizer=tokenizer, rows=rows)
     names = list(DRAFTERS) if drafters is None else list(drafters)
-    found = replay(loaded, drafters=names, budget=budget, costs=costs)
+    trees = nodes is not None
+    found = replay(loaded, drafters=names, budget=budget, branching=trees, costs=costs)
     if plot is not None:
         lines = [
             row
             for budget in PLOTTED_NODES
-            for row in replay(loaded, drafters=names, budget=budget, costs=())
+            for row in replay(loaded, drafters=names, budget=budget, branching=trees, costs=())
         ]
         plot_rows(lines, plot)
     if as_json:

@@ -1,0 +1,220 @@
+"""Keep earlier answers as further references; off unless a caller makes a store."""
+
+import hashlib
+import json
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An earlier answer as token ids.
+
+    Attributes:
+        question: Digest of the token ids of its prompt, as `digest` computes it.
+        tokens: Token ids of the answer.
+    """
+
+    question: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the store offers to one request.
+
+    Attributes:
+        repeats: Answers to the very same prompt, newest first.
+        earlier: Answers to other prompts, newest first.
+    """
+
+    repeats: tuple[tuple[int, ...], ...] = ()
+    earlier: tuple[tuple[int, ...], ...] = ()
+
+
+def digest(token_ids: Sequence[int]) -> str:
+    """Return a digest of token ids."""
+    return hashlib.sha256(json.dumps(list(token_ids)).encode()).hexdigest()
+
+
+class AnswerStore:
+    """Earlier answers, split by namespace, in memory or in a directory.
+
+    No answer is ever recalled under another namespace or for another tokenizer than it was stored
+    with. On disk every answer is one JSON file, written aside and renamed, with a checksum:
+    a file that a crash or someone else left unreadable is ignored and removed. Files hold token
+    ids in the clear; protect the directory as you protect the answers. One process writes to a
+    directory at a time; the store is not locked.
+
+    Attributes:
+        dropped: Unreadable files found when the store was opened.
+    """
+
+    def __init__(
+        self,
+        tokenizer_fingerprint: str,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        max_tokens: int = 1_000_000,
+        max_recalled: int = 10,
+    ) -> None:
+        """Open a store.
+
+        Args:
+            tokenizer_fingerprint: Names the tokenizer; ids of another one mean other text.
+            directory: Where to keep the answers; None keeps them in memory only.
+            max_tokens: Tokens of all answers together; the least recently used are dropped.
+            max_recalled: Most answers that one request is offered.
+
+        Raises:
+            OSError: If the directory cannot be made or read.
+            ValueError: If a number is below 1 or the fingerprint is empty.
+        """
+        if not tokenizer_fingerprint:
+            raise ValueError("`tokenizer_fingerprint` must not be empty.")
+        for name, value in (("max_tokens", max_tokens), ("max_recalled", max_recalled)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self._fingerprint = tokenizer_fingerprint
+        self._directory = None if directory is None else Path(directory)
+        self._max_tokens = max_tokens
+        self._max_recalled = max_recalled
+        self._answers: OrderedDict[tuple[str, str], StoredAnswer] = OrderedDict()
+        self._size = 0
+        self.dropped = 0
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._read(self._directory)
+
+    def add(self, namespace: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Store an answer under a namespace; an equal one is only refreshed.
+
+        Raises:
+            ValueError: If the namespace is empty.
+        """
+        _check(namespace)
+        if not answer or len(answer) > self._max_tokens:
+            return
+        stored = StoredAnswer(digest(prompt), tuple(answer))
+        key = (namespace, digest([len(prompt), *prompt, *answer]))
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            self._touch(key)
+            return
+        self._put(key, stored)
+        if self._directory is not None:
+            self._write(self._directory, key, stored)
+        self._shrink()
+
+    def recall(self, namespace: str, prompt: Sequence[int]) -> Recalled:
+        """Return what was answered before under this namespace, the same prompt's answers apart.
+
+        Raises:
+            ValueError: If the namespace is empty.
+        """
+        _check(namespace)
+        question = digest(prompt)
+        mine = [
+            (key, stored) for key, stored in reversed(self._answers.items()) if key[0] == namespace
+        ]
+        mine.sort(key=lambda entry: entry[1].question != question)
+        taken = mine[: self._max_recalled]
+        for key, stored in reversed(taken):
+            if stored.question == question:
+                self._answers.move_to_end(key)
+                self._touch(key)
+        return Recalled(
+            repeats=tuple(s.tokens for _, s in taken if s.question == question),
+            earlier=tuple(s.tokens for _, s in taken if s.question != question),
+        )
+
+    def forget(self, namespace: str) -> None:
+        """Drop every answer of a namespace, on disk too."""
+        for key in [key for key in self._answers if key[0] == namespace]:
+            self._drop(key)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def _put(self, key: tuple[str, str], stored: StoredAnswer) -> None:
+        self._answers[key] = stored
+        self._size += len(stored.tokens)
+
+    def _shrink(self) -> None:
+        while self._size > self._max_tokens:
+            self._drop(next(iter(self._answers)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._size -= len(self._answers.pop(key).tokens)
+        if self._directory is not None:
+            self._file(self._directory, key).unlink(missing_ok=True)
+
+    def _file(self, directory: Path, key: tuple[str, str]) -> Path:
+        name = hashlib.sha256("\0".join((self._fingerprint, *key)).encode()).hexdigest()
+        return directory / f"{name}.json"
+
+    def _touch(self, key: tuple[str, str]) -> None:
+        if self._directory is not None:
+            now = time.time_ns()
+            file = self._file(self._directory, key)
+            if file.exists():
+                os.utime(file, ns=(now, now))
+
+    def _write(self, directory: Path, key: tuple[str, str], stored: StoredAnswer) -> None:
+        entry: dict[str, Any] = {
+            "format": FORMAT,
+            "tokenizer": self._fingerprint,
+            "namespace": key[0],
+            "key": key[1],
+            "question": stored.question,
+            "tokens": list(stored.tokens),
+        }
+        file = self._file(directory, key)
+        aside = file.with_suffix(".partial")
+        aside.write_text(json.dumps(entry | {"checksum": _checksum(entry)}), encoding="utf-8")
+        os.replace(aside, file)
+
+    def _read(self, directory: Path) -> None:
+        for aside in directory.glob("*.partial"):
+            aside.unlink(missing_ok=True)
+        files = sorted(directory.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        for file in files:
+            entry = _parse(file)
+            if entry is None:
+                self.dropped += 1
+                file.unlink(missing_ok=True)
+            elif entry["tokenizer"] == self._fingerprint:
+                stored = StoredAnswer(entry["question"], tuple(entry["tokens"]))
+                self._put((entry["namespace"], entry["key"]), stored)
+        self._shrink()
+
+
+def _check(namespace: str) -> None:
+    if not isinstance(namespace, str) or not namespace:
+        raise ValueError(
+            f"`namespace` must be a text that is not empty, got {namespace!r}; answers of "
+            "different users belong under different namespaces."
+        )
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+def _parse(file: Path) -> dict[str, Any] | None:
+    """Return the entry of a file; None where it is not one that `_write` completed."""
+    try:
+        entry = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
+        return None
+    checksum = entry.pop("checksum", None)
+    return entry if checksum == _checksum(entry) else None
