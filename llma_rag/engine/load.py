@@ -74,7 +74,13 @@ def context_length(config: PretrainedConfig) -> int | None:
     """Return the most positions the model can tell apart; None where it has no such limit."""
     text = config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(limit) if limit else None
+    return int(limit * _stretch(text)) if limit else None
+
+
+def _stretch(config: PretrainedConfig) -> float:
+    """Return how much further than its positions dynamic rotary embeddings carry a model."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return float(rope.get("factor") or 1.0) if rope.get("rope_type") == "dynamic" else 1.0
 
 
 def _checked(name: str | os.PathLike[str]) -> str:
