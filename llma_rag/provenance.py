@@ -141,15 +141,17 @@ class Provenance:
 
     def _find(self, place: Place, piece: str, skipped: int) -> Source | None:
         """Return where `piece` stands near the place it was copied from."""
-        if place.segment < len(self._texts):
-            guess = Source(place.segment, self._offsets[place.segment][place.offset] + skipped)
-        else:
-            guess = self._source_in_prompt(place.offset, skipped)
-            if guess is None:
-                return None
+        guess = self._guess(place, skipped)
+        if guess is None:
+            return None
         text = self._texts[guess.reference]
         near = text.find(piece, max(0, guess.start - SLACK), guess.start + len(piece) + SLACK)
         return Source(guess.reference, near) if near >= 0 else None
+
+    def _guess(self, place: Place, skipped: int) -> Source | None:
+        if place.segment >= len(self._texts):
+            return self._source_in_prompt(place.offset, skipped)
+        return Source(place.segment, self._offsets[place.segment][place.offset] + skipped)
 
     def _source_in_prompt(self, offset: int, skipped: int) -> Source | None:
         """Return which reference stands around a prompt token."""

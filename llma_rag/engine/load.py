@@ -59,7 +59,9 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(
             str(options.get("tokenizer") or source), **shared, **options.get("tokenizer_kwargs", {})
         )
-        model = AutoModelForCausalLM.from_pretrained(source, **shared, **_model_arguments(options))
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, **shared, **_model_arguments(options)
+        )
     except OSError as error:
         raise OSError(
             f"`{name}` could not be loaded: there is no such folder, and the model hub could not "
@@ -104,14 +106,12 @@ def _model_arguments(options: LoadOptions) -> dict[str, Any]:
     return arguments | dict(options.get("model_kwargs") or {})
 
 
-def _placed(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
+def _placed(model: Any, options: LoadOptions) -> PreTrainedModel:
     """Move a model to its device, unless accelerate or a quantiser has placed it already."""
-    device = options.get("device")
-    if options.get("device_map") is not None or options.get("quantization_config") is not None:
-        return model
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)
+    placed: PreTrainedModel = model
+    if options.get("device_map") is None and options.get("quantization_config") is None:
+        placed = model.to(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return placed
 
 
 def _first_line(error: Exception) -> str:

@@ -65,7 +65,7 @@ def _visible(kept: int, committed: int, parents: Sequence[int]) -> torch.Tensor:
 def _windowed(
     visible: torch.Tensor, distance: torch.Tensor, config: object, kind: str
 ) -> torch.Tensor:
-    window = getattr(config, "sliding_window", None)
+    window: int | None = getattr(config, "sliding_window", None)
     if kind != "sliding_attention" or window is None:
         return visible
     return visible & (distance < window)
