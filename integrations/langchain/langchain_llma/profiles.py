@@ -2,30 +2,31 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from langchain_core.language_models import ModelProfile
+if TYPE_CHECKING:  # core before 1.1 knows no profiles
+    from langchain_core.language_models import ModelProfile
 
 
-def profile_of(model: str) -> ModelProfile:
+def profile_of(model: str) -> "ModelProfile":
     """Return the profile of a local model, or of one already in the hub's local cache.
 
     Reads `config.json` and the chat template; asks no network. What cannot be known is left out.
     """
     config = _json(model, "config.json")
     context = config.get("max_position_embeddings") or config.get("n_positions")
-    profile = ModelProfile(
-        open_weights=True,
-        text_inputs=True,
-        text_outputs=True,
-        image_inputs=False,
-        audio_inputs=False,
-        video_inputs=False,
-        tool_calling=True,
-        tool_choice=True,
-        structured_output=True,
-        temperature=True,
-    )
+    profile: ModelProfile = {
+        "open_weights": True,
+        "text_inputs": True,
+        "text_outputs": True,
+        "image_inputs": False,
+        "audio_inputs": False,
+        "video_inputs": False,
+        "tool_calling": True,
+        "tool_choice": True,
+        "structured_output": True,
+        "temperature": True,
+    }
     if isinstance(context, int):
         profile["max_input_tokens"] = context
     return profile
