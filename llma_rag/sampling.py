@@ -98,14 +98,12 @@ class Chooser:
 
     def _pick(self, scores: torch.Tensor, position: int) -> int:
         if self._seed is None:
-            best, token = scores.max(-1)
-            if best == -torch.inf:
-                raise _all_forbidden(position)
-            return int(token)
+            token = int(scores.argmax(-1))
+            _check_best(float(scores[token]), position)
+            return token
         values = scores.to("cpu", torch.float64).numpy()
         best = values.max()
-        if not np.isfinite(best):
-            raise _all_forbidden(position)
+        _check_best(best, position)
         tokens = np.flatnonzero(values > best - NOISE_RANGE)
         return int(tokens[np.argmax(values[tokens] + gumbel(self._seed, position, tokens))])
 
@@ -150,7 +148,7 @@ def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     noise: np.ndarray = -np.log(-np.log(uniform))
     return noise
 
@@ -160,8 +158,11 @@ def fresh_seed() -> int:
     return int(torch.randint(1 << 62, (), dtype=torch.long))
 
 
-def _all_forbidden(position: int) -> ValueError:
-    return ValueError(
-        f"The options forbid every token at position {position}; loosen `suppress_tokens`, "
-        "`bad_words_ids`, the grammar or the caller's logits processors."
-    )
+def _check_best(score: float, position: int) -> None:
+    if score == -np.inf:
+        raise ValueError(
+            f"The options forbid every token at position {position}; loosen `suppress_tokens`, "
+            "`bad_words_ids`, the grammar or the caller's logits processors."
+        )
+    if not np.isfinite(score):
+        raise NonFiniteLogitsError(position)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -51,7 +52,8 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
             script: Token ids of the answer.
             vocab_size: Size of the vocabulary.
             starts_at: Position of the script's first token; None for the first token after the
-                prompt, which is what the first pass over an empty cache holds.
+                prompt, which is what the first pass over an empty cache holds (without a cache,
+                say where the script starts).
             boost: What is added to the scripted token's logit.
             logits_at: For a token number of the script, the logits [vocab_size] to choose it from.
             eos_token_id: Tokens that end an answer; None for no such token.
@@ -77,7 +79,7 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
         self.boost = boost
         self.logits_at = logits_at or {}
         self._starts_at = starts_at
-        self._prompt_length = starts_at or 0
+        self._starts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.train(False)
 
     def forward(
@@ -96,8 +98,7 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
         assert inputs_embeds is None, "a script is told in token ids"
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         width = input_ids.shape[1]
-        if past == 0 and self._starts_at is None:
-            self._prompt_length = width
+        start = self._start(past_key_values, past, width)
         positions = position_ids
         if positions is None:
             positions = torch.arange(past, past + width, device=input_ids.device)[None]
@@ -116,9 +117,19 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
         for row in range(logits.shape[0]):
             told = positions[min(row, positions.shape[0] - 1), -logits.shape[1] :]
             for place, position in enumerate(told.tolist()):
-                self._tell(logits[row, place], position + 1 - self._prompt_length)
+                self._tell(logits[row, place], position + 1 - start)
         output.logits = logits
         return output
+
+    def _start(self, cache: Any, past: int, width: int) -> int:
+        """Return the position of the script's first token in the sequence of a cache."""
+        if self._starts_at is not None:
+            return self._starts_at
+        if cache is None:
+            return width
+        if past == 0:
+            self._starts[cache] = width
+        return self._starts.get(cache, width)
 
     def _tell(self, logits: torch.Tensor, number: int) -> None:
         if number in self.logits_at:

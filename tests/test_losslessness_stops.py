@@ -1,4 +1,4 @@
-"""Rows T08 to T12: limits, stop strings, criteria and end tokens, wherever a draft runs over them."""
+"""Rows T08 to T12: limits, stop strings, criteria and end tokens that a draft runs over."""
 
 import random
 

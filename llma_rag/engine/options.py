@@ -79,8 +79,8 @@ def resolve(
     """
     merged = check_names(defaults) | check_names(call)
     ours = {name: merged.pop(name) for name in OURS if name in merged}
+    _refuse_unsupported(model_config)
     config = _merged(model_config, merged)
-    _refuse_unsupported(config)
     stop = ours.get("stop")
     return Settings(
         config=config,
