@@ -1,0 +1,191 @@
+"""Measure once what wider passes cost on this device, and remember it on disk."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.costs import CostCurve
+from llma_rag.engine.load import context_length
+from llma_rag.engine.memory import SlabMemory
+from llma_rag.engine.rope import UNBOUNDED
+from llma_rag.engine.step import Pass, Row, StepRunner
+
+SWITCH = "LLMA_RAG_CALIBRATION"
+"""Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
+
+FORMAT = 1
+"""Version of the files; others are measured again."""
+
+WIDTHS = (1, 2, 4, 8, 16, 32)
+CONTEXTS = (128, 1024)
+SECONDS = 1.0
+"""Time to spend; every width is measured at least once, slow models with fewer widths."""
+
+MOST_ROUNDS = 50
+"""Times that each width is measured, where passes are quick."""
+
+SLOW_PASS = 0.15
+"""Seconds of one pass from which a model is measured at few widths."""
+
+SMALLEST = 20_000_000
+"""Parameters below which a model is not measured: its passes cost what launching them costs."""
+
+UNMEASURED = CostCurve({1: 1.0, 8: 1.15, 32: 1.6})
+"""Assumed where nothing is measured."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Times of passes relative to one token, by context and width.
+
+    Attributes:
+        times: Context in tokens -> width in tokens -> time relative to width 1.
+    """
+
+    times: Mapping[int, Mapping[int, float]]
+
+    def curve(self, context: int) -> CostCurve:
+        """Return the costs at a context, taken from the nearest one that was measured."""
+        if not self.times:
+            return UNMEASURED
+        return CostCurve(self.times[min(self.times, key=lambda one: abs(one - context))])
+
+
+def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
+    """Return the costs of a runner's passes, from disk where they were measured before.
+
+    Args:
+        runner: Measured with its own attention, weights and widths.
+        folder: Where files are kept; None for `cache_folder()`.
+    """
+    switch = os.environ.get(SWITCH, "")
+    if switch == "off" or not _is_worth_it(runner.model):
+        return Calibration({})
+    file = (folder or cache_folder()) / f"{_key(runner)}.json"
+    known = None if switch == "refresh" else _read(file)
+    if known is None:
+        known = measure(runner)
+        _write(file, known)
+    return known
+
+
+def measure(runner: StepRunner) -> Calibration:
+    """Time passes of several widths at two context lengths, in about a second."""
+    most = min(context_length(runner.model.config) or UNBOUNDED, max(CONTEXTS) + 2 * max(WIDTHS))
+    contexts = [one for one in CONTEXTS if one + max(WIDTHS) < most] or [1]
+    deadline = time.perf_counter() + SECONDS / len(contexts)
+    found: dict[int, Mapping[int, float]] = {}
+    for context in contexts:
+        found[context] = _relative(_times(runner, _row(runner, context), deadline))
+        deadline += SECONDS / len(contexts)
+    return Calibration(found)
+
+
+def cache_folder() -> Path:
+    """Return where measurements are kept: `$XDG_CACHE_HOME/llma-rag`, else `~/.cache/llma-rag`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llma-rag" / "calibration"
+
+
+def _is_worth_it(model: PreTrainedModel) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) >= SMALLEST
+
+
+def _row(runner: StepRunner, context: int) -> Row:
+    """Return a row that stands at `context`; a slab is not filled, since zeros take as long."""
+    row = runner.open_row(context + max(WIDTHS))
+    fed = 1 if isinstance(row.memory, SlabMemory) else context
+    step = Pass(row, [0] * fed)
+    runner.run(step)
+    runner.keep(step, [])
+    if isinstance(row.memory, SlabMemory):
+        row.memory.cache.lengths[row.memory.row] = context
+        row.tokens = [0] * context
+    return row
+
+
+def _times(runner: StepRunner, row: Row, deadline: float) -> dict[int, float]:
+    """Return the least time of each width; the rounds take turns, so that noise meets all."""
+    widths = [one for one in WIDTHS if one <= 1 + runner.draft_limit(row)]
+    _time(runner, row, 1)
+    first = _time(runner, row, 1)
+    if first > SLOW_PASS:
+        widths = [one for one in widths if one in (1, 8, 32)]
+    for width in widths[1:]:
+        _time(runner, row, width)
+    best = {1: first}
+    for _ in range(MOST_ROUNDS):
+        for width in widths:
+            best[width] = min(_time(runner, row, width), best.get(width, float("inf")))
+        if time.perf_counter() >= deadline:
+            break
+    return best
+
+
+def _time(runner: StepRunner, row: Row, width: int) -> float:
+    step = Pass(row, [0], [0] * (width - 1), range(-1, width - 2))
+    started = time.perf_counter()
+    runner.run(step).argmax(-1).tolist()
+    return time.perf_counter() - started
+
+
+def _relative(times: Mapping[int, float]) -> dict[int, float]:
+    return {width: round(taken / times[1], 4) for width, taken in sorted(times.items())}
+
+
+def _key(runner: StepRunner) -> str:
+    """Return what a measurement holds for: model, device, dtype, kernels, threads."""
+    model = runner.model
+    config = model.config.get_text_config(decoder=True).to_dict()
+    sizes = {name: value for name, value in config.items() if isinstance(value, (int, float))}
+    device = model.device
+    on_gpu = device.type == "cuda"
+    parts = {
+        "model": type(model).__name__,
+        "sizes": sizes,
+        "layers": sorted({type(module).__name__ for module in model.modules()}),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "machine": [platform.machine(), platform.node(), device.type],
+        "dtype": str(model.dtype),
+        "kernel": model.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> Calibration | None:
+    try:
+        content = json.loads(file.read_text())
+        if content["format"] != FORMAT:
+            return None
+        times = {
+            int(context): {int(width): float(time) for width, time in widths.items()}
+            for context, widths in content["times"].items()
+        }
+        for widths in times.values():
+            CostCurve(widths)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Calibration(times)
+
+
+def _write(file: Path, calibration: Calibration) -> None:
+    """Write a file whole or not at all; a folder that cannot be written to is no error."""
+    partial = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"format": FORMAT, "times": calibration.times}))
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()

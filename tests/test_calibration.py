@@ -1,0 +1,113 @@
+"""Costs are measured once per model and device, and remembered on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llma_rag.engine import calibration
+from llma_rag.engine.calibration import SWITCH, Calibration, cache_folder, calibrate, measure
+from llma_rag.engine.step import Pass, StepRunner
+from tests.models import tiny_model
+
+
+class CountingRunner(StepRunner):
+    """Counts passes; a pass "takes" as long as it is wide, by a clock of its own."""
+
+    passes = 0
+    clock = 0.0
+
+    def run(self, step: Pass) -> torch.Tensor:
+        self.passes += 1
+        CountingRunner.clock += 1.0 + 0.1 * len(step.drafted) * (step.row.length >= 100)
+        return super().run(step)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CountingRunner:
+    made = CountingRunner(tiny_model("llama-gqa"))
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: CountingRunner.clock)
+    monkeypatch.setattr(calibration, "SMALLEST", 0)
+    monkeypatch.setattr(calibration, "SLOW_PASS", 10.0)
+    monkeypatch.setattr(calibration, "SECONDS", 100.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(SWITCH, raising=False)
+    return made
+
+
+def test_times_are_relative_to_one_token(runner: CountingRunner) -> None:
+    curve = measure(runner).curve(128)
+    assert [round(curve(width), 6) for width in (1, 2, 16, 32)] == [1.0, 1.1, 2.5, 4.1]
+
+
+def test_a_model_is_measured_once(runner: CountingRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = calibrate(runner)
+    passes = runner.passes
+    assert passes > 10
+    assert calibrate(runner) == first
+    assert runner.passes == passes
+    monkeypatch.setenv(SWITCH, "refresh")
+    assert calibrate(runner) == first
+    assert runner.passes > passes
+
+
+def test_another_model_is_measured_again(runner: CountingRunner) -> None:
+    calibrate(runner)
+    other = CountingRunner(tiny_model("mistral"))
+    calibrate(other)
+    assert other.passes > 0
+    assert len(list(cache_folder().glob("*.json"))) == 2
+
+
+def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
+    keys = {calibration._key(runner)}
+    runner.model = tiny_model("llama-gqa").__class__(tiny_model("llama-gqa").config)
+    assert calibration._key(runner) in keys
+    keys.add(calibration._key(StepRunner(runner.model.to(torch.bfloat16).eval())))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"format": 0, "times": {}}', '{"format": 1, "times": {"1": {"1": 0}}}'],
+)
+def test_a_spoilt_file_is_measured_again(runner: CountingRunner, content: str) -> None:
+    first = calibrate(runner)
+    (file,) = cache_folder().glob("*.json")
+    file.write_text(content)
+    assert calibrate(runner) == first
+    assert json.loads(file.read_text())["format"] == calibration.FORMAT
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(
+    runner: CountingRunner, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert calibrate(runner, blocked / "folder").times
+
+
+def test_nothing_is_measured_where_it_is_switched_off_or_the_model_is_tiny(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "off")
+    assert calibrate(runner) == Calibration({})
+    monkeypatch.delenv(SWITCH)
+    monkeypatch.setattr(calibration, "SMALLEST", 10_000_000)
+    assert calibrate(runner) == Calibration({})
+    assert runner.passes == 0
+    assert Calibration({}).curve(100)(1) == 1.0
+
+
+def test_a_slow_model_is_measured_at_few_widths(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SLOW_PASS", 0.5)
+    assert set(measure(runner).times[128]) == {1, 8, 32}
+
+
+def test_the_nearest_context_counts() -> None:
+    found = Calibration({100: {1: 1.0, 2: 1.5}, 1000: {1: 1.0, 2: 2.0}})
+    assert found.curve(400)(2) == 1.5
+    assert found.curve(4000)(2) == 2.0
