@@ -82,7 +82,7 @@ async def test_running_a_workflow_leaves_no_span_active():
 
 
 def test_memory_does_not_grow_with_queries():
-    """A leak of one node per query would be at least 120 x 1 KiB."""
+    """A leak of one node per query would be at least 120 x 1 KiB; caches of the core may fill."""
     llm = ProbeLLM()
 
     def burst(queries):
@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_queries():
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 32 * 1024
+    assert grown < 64 * 1024
 
 
 def scored(nodes):

@@ -15,7 +15,7 @@ from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 from llama_index.llms.llma import ambient, citations
 from llama_index.llms.llma.captured import nodes_in, snapshot
 from llama_index.llms.llma.roles import Role, role_of
-from llama_index.llms.llma.spans import Span, tree
+from llama_index.llms.llma.spans import Span, active_span, tree
 from llama_index.llms.llma.streams import StreamScope, active_stream, in_scope, in_scope_async
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class CaptureSpanHandler(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """Track a span that belongs to a request."""
         try:
-            _enter(id_, bound_args, role_of(instance), parent_id)
+            _enter(id_, bound_args, instance, parent_id)
         except Exception:
             _logger.debug("Capture failed at the entry of `%s`.", id_, exc_info=True)
 
@@ -95,8 +95,9 @@ def _method(span_id: str) -> str:
 
 
 def _enter(
-    span_id: str, bound_args: inspect.BoundArguments, role: Role, parent_id: str | None
+    span_id: str, bound_args: inspect.BoundArguments, instance: Any, parent_id: str | None
 ) -> None:
+    role = role_of(instance)
     parent = tree.get(parent_id)
     if parent is None and not role.request:
         return
@@ -108,6 +109,8 @@ def _enter(
     span = tree.open(span_id, parent, stream, role, is_run)
     if role.synthesizer and _method(span_id) in ("synthesize", "asynthesize"):
         _capture(span, bound_args.arguments.get("nodes"))
+    elif role.chat_stream:
+        span.holder = weakref.ref(instance)
     elif role.workflow and not is_run:
         _capture(
             span, [node for value in bound_args.arguments.values() for node in nodes_in(value)]
@@ -119,8 +122,10 @@ def _exit(span: Span, instance: Any, result: Any) -> None:
     if role.request:
         _capture_result(span, role, result)
     if span.answers:
-        held_by = instance if role.chat_stream else result
-        citations.attach(held_by, citations.text_of(held_by), span.answers)
+        holder = instance if role.chat_stream else result
+        text = citations.text_of(holder)
+        if text or not role.chat_stream:  # up to 0.13 its text is set later: `_hold_early`
+            citations.attach(holder, text, span.answers)
 
 
 def _capture_result(span: Span, role: Role, result: Any) -> None:
@@ -130,7 +135,11 @@ def _capture_result(span: Span, role: Role, result: Any) -> None:
     ):
         _capture(span, result)
     elif role.synthesizer:
-        _follow_stream(span, result)
+        _follow_stream(span, result, "response_gen")
+    elif role.engine and getattr(result, "is_writing_to_memory", True) is False:
+        # Up to 0.13 a chat's reader reads its stream itself; later a thread of the framework does.
+        _follow_stream(span, result, "chat_stream")
+        _follow_stream(span, result, "achat_stream")
 
 
 def _capture(span: Span, nodes: Any) -> None:
@@ -139,16 +148,14 @@ def _capture(span: Span, nodes: Any) -> None:
         tree.capture(span, capture)
 
 
-def _follow_stream(span: Span, response: Any) -> None:
-    source = getattr(response, "response_gen", None)
+def _follow_stream(span: Span, response: Any, attribute: str) -> None:
+    source = getattr(response, attribute, None)
     if not isinstance(source, (Generator, AsyncGenerator)):
         return
     scope = StreamScope(tree.visible(span))
     at_end = partial(_finish_stream, weakref.ref(response), scope)
-    if isinstance(source, Generator):
-        response.response_gen = in_scope(source, scope, at_end)
-    else:
-        response.response_gen = in_scope_async(source, scope, at_end)
+    follow: Any = in_scope if isinstance(source, Generator) else in_scope_async
+    setattr(response, attribute, follow(source, scope, at_end))
 
 
 def _finish_stream(owner: weakref.ref[Any], scope: StreamScope, text: str) -> None:
@@ -157,8 +164,17 @@ def _finish_stream(owner: weakref.ref[Any], scope: StreamScope, text: str) -> No
         if response is not None:
             citations.attach(response, text, scope.answers)
         citations.note_answers(scope.answers)
+        _hold_early(text)
     except Exception:
         _logger.debug("Citations of a streamed response were lost.", exc_info=True)
+
+
+def _hold_early(text: str) -> None:
+    """Attach before the span ends: up to 0.13 a chat's reader does not wait for that."""
+    span = active_span()
+    response = span.holder() if span is not None and span.holder is not None else None
+    if span is not None and response is not None:
+        citations.attach(response, text.strip(), span.answers)
 
 
 def _end(span: Span) -> None:

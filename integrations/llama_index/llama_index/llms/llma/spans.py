@@ -2,9 +2,10 @@
 
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.instrumentation.span import active_span_id
 
@@ -28,10 +29,21 @@ MAX_ANSWERS = 32
 class Span:
     """An open call of the framework inside a request.
 
-    A plain object with slots: attributes of a pydantic model cost microseconds each.
+    A plain object with slots: attributes of a pydantic model cost microseconds each. `holder` is
+    the response object that is being written, where that is known before the span ends.
     """
 
-    __slots__ = ("answers", "captures", "entry", "id", "is_run", "parent", "role", "stream")
+    __slots__ = (
+        "answers",
+        "captures",
+        "entry",
+        "holder",
+        "id",
+        "is_run",
+        "parent",
+        "role",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -50,6 +62,7 @@ class Span:
         self.is_run = is_run
         self.captures: list[tuple[int, Capture]] = []
         self.answers: list[Answer] = []
+        self.holder: weakref.ref[Any] | None = None
 
 
 class SpanTree:
@@ -94,10 +107,15 @@ class SpanTree:
             del span.captures[:-MAX_CAPTURES]
 
     def answered(self, span: Span, answers: Sequence["Answer"]) -> None:
-        """Give a span what the model answered inside it."""
+        """Give a span, or its nearest ancestor that is still open, what the model answered."""
+        node: Span | None = span
+        while node is not None and self.get(node.id) is not node:
+            node = node.parent
+        if node is None:
+            return
         with self._lock:
-            span.answers.extend(answers)
-            del span.answers[:-MAX_ANSWERS]
+            node.answers.extend(answers)
+            del node.answers[:-MAX_ANSWERS]
 
     def hand_up(self, span: Span) -> None:
         """Give the parent what a span that ends has captured and answered, as arriving now."""

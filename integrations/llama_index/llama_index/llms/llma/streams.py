@@ -45,11 +45,16 @@ def in_scope(source: Generator[Any], scope: StreamScope, at_end: AtEnd) -> Gener
                 break
             finally:
                 active_stream.reset(token)
-            text.append(item if isinstance(item, str) else "")
+            text.append(_text_of(item))
             yield item
         at_end("".join(text))
     finally:
         source.close()
+
+
+def _text_of(item: Any) -> str:
+    """Return the text that a token or a chat response adds."""
+    return item if isinstance(item, str) else getattr(item, "delta", None) or ""
 
 
 async def in_scope_async(
@@ -66,7 +71,7 @@ async def in_scope_async(
                 break
             finally:
                 active_stream.reset(token)
-            text.append(item if isinstance(item, str) else "")
+            text.append(_text_of(item))
             yield item
         at_end("".join(text))
     finally:
