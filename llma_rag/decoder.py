@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llma_rag.delivery import AsyncGenerationStream, FutureSink, GenerationStream
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
-from llma_rag.engine.step import StepRunner
+from llma_rag.engine.probe import runner_of
 from llma_rag.loop import Drafting, Loop
 from llma_rag.reference import References
 from llma_rag.result import GenerationOptions, GenerationRequest, GenerationResult, Prompt
@@ -60,7 +60,7 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length(model.config) or UNLIMITED
-        runner = StepRunner(model)
+        runner = runner_of(model)
         self._loop = Loop(
             model,
             tokenizer,
