@@ -1,41 +1,55 @@
-"""Tiny random models of many architectures, and a tokenizer whose text is its token ids."""
+"""Tiny random models of many architectures, over the vocabulary of the character tokenizer."""
 
 from functools import cache
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-
-VOCAB = 61
-
-_COMMON = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=512,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
 )
-_GROUPED = dict(num_key_value_heads=2)
-_LATENT = dict(
-    num_key_value_heads=4,
-    q_lora_rank=16,
-    kv_lora_rank=16,
-    qk_rope_head_dim=8,
-    qk_nope_head_dim=8,
-    v_head_dim=8,
-    moe_intermediate_size=16,
-    n_routed_experts=4,
-    n_shared_experts=1,
-    num_experts_per_tok=2,
-    first_k_dense_replace=1,
-    n_group=1,
-    topk_group=1,
-)
-_EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
-_MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=1, mamba_expand=2)
+
+from llma_rag import Decoder
+from tests.models import VOCAB, character_tokenizer
+
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "tie_word_embeddings": False,
+}
+_GROUPED = {"num_key_value_heads": 2}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+}
 
 ATTENTION: dict[str, tuple[str, dict]] = {
     "llama": ("llama", _GROUPED),
@@ -66,7 +80,7 @@ ATTENTION: dict[str, tuple[str, dict]] = {
             head_dim=8,
             sliding_window=8,
             rope_scaling=None,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         ),
     ),
     "gemma": ("gemma", dict(_GROUPED, head_dim=8)),
@@ -85,21 +99,29 @@ ATTENTION: dict[str, tuple[str, dict]] = {
             layer_types=["sliding_attention", "sliding_attention", "full_attention"],
         ),
     ),
-    "phi": ("phi", dict(num_key_value_heads=4)),
+    "phi": ("phi", {"num_key_value_heads": 4}),
     "phi3": ("phi3", dict(_GROUPED)),
-    "gpt2": ("gpt2", dict(n_positions=512)),
+    "gpt2": ("gpt2", {"n_positions": 512}),
     "gpt_neo": (
         "gpt_neo",
-        dict(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8),
+        {
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+        },
     ),
     "gpt_neox": ("gpt_neox", {}),
-    "gptj": ("gptj", dict(n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=512)),
-    "gpt_bigcode": ("gpt_bigcode", dict(n_positions=512)),
-    "opt": ("opt", dict(ffn_dim=48, word_embed_proj_dim=32)),
-    "falcon": ("falcon", dict(new_decoder_architecture=False, multi_query=True, alibi=False)),
-    "falcon_alibi": ("falcon", dict(multi_query=True, alibi=True)),
-    "bloom": ("bloom", dict(n_layer=2, n_head=4)),
-    "mpt": ("mpt", dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=512)),
+    "gptj": (
+        "gptj",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 512},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", {"n_positions": 512}),
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "falcon": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "alibi": False}),
+    "falcon_alibi": ("falcon", {"multi_query": True, "alibi": True}),
+    "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
+    "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}),
     "stablelm": ("stablelm", _GROUPED),
     "cohere": ("cohere", _GROUPED),
     "cohere2": ("cohere2", dict(_GROUPED, sliding_window=8)),
@@ -108,12 +130,15 @@ ATTENTION: dict[str, tuple[str, dict]] = {
     "starcoder2": ("starcoder2", dict(_GROUPED, sliding_window=8)),
     "granite": ("granite", _GROUPED),
     "granitemoe": ("granitemoe", dict(_GROUPED, **_EXPERTS)),
-    "glm": ("glm", dict(_GROUPED, head_dim=8, pad_token_id=0)),
-    "glm4": ("glm4", dict(_GROUPED, head_dim=8, pad_token_id=0)),
+    "glm": ("glm", dict(_GROUPED, head_dim=8)),
+    "glm4": ("glm4", dict(_GROUPED, head_dim=8)),
     "deepseek_v2": ("deepseek_v2", dict(_LATENT, topk_method="greedy", head_dim=8)),
     "deepseek_v3": ("deepseek_v3", dict(_LATENT)),
     "smollm3": ("smollm3", dict(_GROUPED)),
-    "codegen": ("codegen", dict(n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=512)),
+    "codegen": (
+        "codegen",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 512},
+    ),
     "persimmon": ("persimmon", {}),
     "exaone4": ("exaone4", dict(_GROUPED, sliding_window=8, sliding_window_pattern=2)),
 }
@@ -176,8 +201,11 @@ HYBRID: dict[str, tuple[str, dict]] = {
 """Families with recurrent state that drafts can be verified on."""
 
 RECURRENT: dict[str, tuple[str, dict]] = {
-    "mamba": ("mamba", dict(state_size=8)),
-    "mamba2": ("mamba2", dict(state_size=8, num_heads=8, head_dim=8, n_groups=1, expand=2)),
+    "mamba": ("mamba", {"state_size": 8}),
+    "mamba2": (
+        "mamba2",
+        {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
+    ),
     "jamba": (
         "jamba",
         dict(
@@ -191,31 +219,35 @@ RECURRENT: dict[str, tuple[str, dict]] = {
         ),
     ),
     "bamba": ("bamba", dict(_GROUPED, **_MAMBA, attn_layer_indices=[1])),
-    "rwkv": ("rwkv", dict(attention_hidden_size=32, context_length=512)),
+    "rwkv": ("rwkv", {"attention_hidden_size": 32, "context_length": 512}),
     "recurrent_gemma": (
         "recurrent_gemma",
-        dict(
-            lru_width=32,
-            num_key_value_heads=1,
-            attention_window_size=16,
-            block_types=["recurrent", "attention"],
-        ),
+        {
+            "lru_width": 32,
+            "num_key_value_heads": 1,
+            "attention_window_size": 16,
+            "block_types": ["recurrent", "attention"],
+        },
     ),
-    "falcon_mamba": ("falcon_mamba", dict(state_size=8)),
+    "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
 }
 """Families in which a pass over several tokens is itself wrong, or whose state is out of reach."""
 
 FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT}
 
 
-def config_of(family: str, **changes):
+def config_of(family: str, **changes) -> PretrainedConfig:
     kind, settings = FAMILIES[family]
     return AutoConfig.for_model(kind, **{**_COMMON, **settings, **changes})
 
 
-def build(
-    family: str, attention: str = "eager", seed: int = 0, dtype=torch.float32, **changes
-) -> PreTrainedModel:
+def attentions(family: str) -> list[str]:
+    """The attention implementations that transformers has for a family."""
+    supported = MODEL_FOR_CAUSAL_LM_MAPPING[type(config_of(family))]._supports_sdpa
+    return ["eager", "sdpa"] if supported else ["eager"]
+
+
+def build(family: str, attention: str = "eager", *, seed=0, dtype=torch.float32, **changes):
     """A model whose random weights are large enough for its answers to depend on the prompt."""
     torch.manual_seed(seed)
     config = config_of(family, **changes)
@@ -224,10 +256,15 @@ def build(
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0.0, 0.25)
-    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model.generation_config.update(bos_token_id=0, eos_token_id=1, pad_token_id=1)
     return model.to(dtype).eval()
 
 
 @cache
-def cached(family: str, attention: str = "eager", seed: int = 0) -> PreTrainedModel:
-    return build(family, attention, seed)
+def model_of(family: str, attention: str = "eager") -> PreTrainedModel:
+    return build(family, attention)
+
+
+@cache
+def decoder_of(family: str, attention: str = "eager") -> Decoder:
+    return Decoder(model_of(family, attention), character_tokenizer())
