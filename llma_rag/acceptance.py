@@ -32,10 +32,14 @@ def _steps(borders: Sequence[int], size: int) -> list[int]:
     return [sum(border <= value for border in borders) for value in range(size)]
 
 
+DEEPEST = 64
+"""Depth from which on depths are not told apart."""
+
 _LENGTH = _steps([2, 3, 4, 5, 6, 8, 12, 20, 32], MAX_MATCH_LENGTH + 1)
-_SHORT = _steps([2, 3], MAX_MATCH_LENGTH + 1)
+SHORT = _steps([2, 3], MAX_MATCH_LENGTH + 1)
+"""Class of a match length for the groups that depend on it: one token, two, more."""
 _NEAR = _steps([2, 8, 32, FAR], FAR + 1)
-_DEPTH = _steps([1, 2, 4, 8], 65)
+_DEPTH = _steps([1, 2, 4, 8], DEEPEST + 1)
 _LEAD = _steps([1, 2, 3], MAX_MATCH_LENGTH + 1)
 _MANY = _steps([2, 4], 65)
 _SHARE = _steps([10, 25, 50, 100], 101)
@@ -58,6 +62,11 @@ _SIZE = sum(GROUPS.values())
 _LENGTH_AT, _SHARE_AT, _ALL_AT, _LEAD_AT, _NEAR_AT, _DEPTH_AT, _SOURCE_AT, _AGREES_AT, _RANK_AT = (
     _START.values()
 )
+
+
+LENGTH_WEIGHT = [_LENGTH_AT + bucket for bucket in _LENGTH]
+DEPTH_WEIGHT = [_DEPTH_AT + bucket for bucket in _DEPTH]
+"""Index of the weight of a match length, and of a depth."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -88,7 +97,7 @@ def copy_evidence(
         rank: Its rank among the recycled successors, `RECYCLED_RANKS` for none of them,
             `NO_SUCCESSORS` where no successors are known.
     """
-    short = _SHORT[length]
+    short = SHORT[length]
     share = _SHARE[100 * votes // voters]
     all_share = _SHARE[100 * all_votes // all_voters]
     if share == 4:
@@ -99,7 +108,7 @@ def copy_evidence(
         _ALL_AT + 3 * all_share + short,
         _LEAD_AT + _LEAD[lead],
         _NEAR_AT + 3 * _NEAR[distance] + short,
-        _DEPTH_AT + _DEPTH[min(depth, 64)],
+        _DEPTH_AT + _DEPTH[min(depth, DEEPEST)],
         _SOURCE_AT + source,
         _AGREES_AT + 1 + rank,
     )
@@ -115,7 +124,7 @@ def recycled_evidence(rank: int, depth: int, longest: int) -> Evidence:
         longest: Longest match that offers other tokens; 0 where nothing is copied.
     """
     copied = 0 if longest == 0 else 1 if longest < 3 else 2
-    return (_RANK_AT + 3 * rank + copied, _DEPTH_AT + _DEPTH[min(depth, 64)])
+    return (_RANK_AT + 3 * rank + copied, _DEPTH_AT + _DEPTH[min(depth, DEEPEST)])
 
 
 @dataclass(slots=True)
@@ -203,6 +212,26 @@ class AcceptanceModel:
         if log_odds < -30.0:
             return 0.0
         return 1.0 / (1.0 + math.exp(-log_odds))
+
+    def run_log_odds(self, distance: int, source: int, lean: Lean) -> tuple[float, float, float]:
+        """Return the log-odds of the only place left, without the weights of length and depth.
+
+        One for each value of `SHORT`; what `copy_evidence` describes, in three sums.
+        """
+        weights = self.weights
+        same = (
+            lean.log_odds
+            + weights[_SHARE_AT + 4]
+            + weights[_LEAD_AT]
+            + weights[_SOURCE_AT + source]
+            + weights[_AGREES_AT]
+        )
+        near, every = _NEAR_AT + 3 * _NEAR[distance], _ALL_AT + 12
+        return (
+            same + weights[near] + weights[every],
+            same + weights[near + 1] + weights[every + 1],
+            same + weights[near + 2] + weights[every + 2],
+        )
 
     def observe(self, evidence: Evidence, lean: Lean, accepted: bool) -> None:
         """Learn from one token whose parent was accepted."""

@@ -1,5 +1,6 @@
 """Propose the tokens that come next, without a model."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -21,8 +22,11 @@ from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
 ROOT = -1
 """Parent of a node that follows the last committed token."""
 
-CANDIDATES = 64
-"""Most places from which one tree is grown."""
+CANDIDATES, LEAST_CANDIDATES = 64, 12
+"""Most places from which a large tree and a chain is grown."""
+
+SLACK, SLACK_PER_TOKEN = 0.3, 0.01
+"""Passes of plain decoding that drafts of one answer may lose, at first and for every token."""
 
 LOCI = 2
 """Places of the last accepted copy that are remembered (a reference and its copy in the prompt)."""
@@ -187,14 +191,14 @@ class ReferenceDrafter:
         if not context:
             return Draft()
         limits = Limits(
-            nodes=min(budget, self.max_draft_tokens),
+            nodes=self._affordable(min(budget, self.max_draft_tokens)),
             depth=self.max_depth,
             branching=self.branching,
             costs=self._costs,
             price=self._gained / self._spent,
         )
         grower = Grower(self.index.tokens, self._acceptance, self._lean, limits, self._successors)
-        self._tree = tree = grower.grow(self._candidates(context), context[-1])
+        self._tree = tree = grower.grow(self._candidates(context, limits.nodes), context[-1])
         return Draft(
             tokens=tuple(tree.tokens),
             parents=tuple(tree.parents),
@@ -202,17 +206,37 @@ class ReferenceDrafter:
             probabilities=tuple(tree.probabilities),
         )
 
-    def _candidates(self, context: Sequence[int]) -> list[Candidate]:
-        loci, source_of = self._loci, self._sources.source
+    def _affordable(self, nodes: int) -> int:
+        """Return how many of `nodes` may all be wrong without losing more than the slack allows.
+
+        This bounds what references can cost that were made to mislead.
+        """
+        costs = self._costs
+        if costs is None:
+            return nodes
+        answered = self._gained - PRIOR_PRICE * PRIOR_STEPS
+        lost = self._spent - PRIOR_STEPS - answered
+        room = SLACK + SLACK_PER_TOKEN * answered - lost
+        if costs(nodes + 1) - 1.0 <= room:
+            return nodes
+        return bisect_right(range(nodes), 1.0 + room, key=lambda more: costs(more + 2))
+
+    def _candidates(self, context: Sequence[int], nodes: int) -> list[Candidate]:
+        wanted = nodes * 3 // 2 if self.branching else LEAST_CANDIDATES
+        limit = min(max(wanted, LEAST_CANDIDATES), CANDIDATES)
+        borders, sources = self._sources.borders, self._sources.sources
+        near, far = [*self._loci, -FAR, -FAR][:2]
         found: list[Candidate] = []
-        for position, length in self.index.matches(context, CANDIDATES):
+        for position, length in self.index.matches(context, limit):
             if length < self.min_match_length:
                 break
-            distance = FAR
-            for locus in loci:
-                if 0 <= position - locus < distance:
-                    distance = position - locus
-            found.append((position, length, distance, source_of(position)))
+            distance = position - near
+            if not 0 <= distance < FAR:
+                distance = position - far
+                if not 0 <= distance < FAR:
+                    distance = FAR
+            source = sources[bisect_right(borders, position)]
+            found.append((position, length, distance, source))
         return found
 
     def _learn(self, new: Sequence[int]) -> None:
@@ -223,9 +247,9 @@ class ReferenceDrafter:
         nodes = {
             edge: node for node, edge in enumerate(zip(tree.parents, tree.tokens, strict=True))
         }
-        node = ROOT
-        for token in new:
-            for offered, evidence in tree.offers.get(node, ()):
+        node, tokens = ROOT, self.index.tokens
+        for depth, token in enumerate(new):
+            for offered, evidence in tree.offered(node, depth, tokens):
                 model.observe(evidence, lean, offered == token)
             child = nodes.get((node, token))
             if child is None:
@@ -246,27 +270,26 @@ def _joined(tree: Tree) -> list[int | None]:
 
 
 class _Sources:
-    """Tells what a position of the index belongs to, in the numbering that callers know."""
+    """Tells what a position of the index belongs to, in the numbering that callers know.
+
+    Attributes:
+        borders: Positions from which on the next of `sources` holds.
+        sources: Sources in the order of the index, as `llma_rag.acceptance` names them.
+    """
 
     def __init__(self, index: SuffixIndex, references: int, earlier: int, repeats: int) -> None:
         self._index = index
         self._references = references
         self._extra = earlier + repeats
-        self._starts = index.starts
-        self._borders = (
-            (index.starts[references], REFERENCE),
-            (index.starts[references + earlier], EARLIER),
-            (index.starts[references + earlier + repeats], REPEAT),
-            (index.starts[-1], PROMPT),
-        )
-        self._repeats = index.starts[references + earlier : references + earlier + repeats]
-
-    def source(self, position: int) -> int:
-        """Return the source of a position, as `llma_rag.acceptance` names it."""
-        for border, source in self._borders:
-            if position < border:
-                return source
-        return ANSWER
+        first, second = references + earlier, references + earlier + repeats
+        self.borders = [
+            index.starts[references],
+            index.starts[first],
+            index.starts[second],
+            index.starts[-1],
+        ]
+        self.sources = (REFERENCE, EARLIER, REPEAT, PROMPT, ANSWER)
+        self._repeats = index.starts[first:second]
 
     def first_loci(self) -> list[int]:
         """Return where a copy is expected to go on before anything was copied."""

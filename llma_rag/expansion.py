@@ -3,10 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import exp
 
 from llma_rag.acceptance import (
+    DEEPEST,
+    DEPTH_WEIGHT,
+    LENGTH_WEIGHT,
     NO_SUCCESSORS,
     RECYCLED_RANKS,
+    SHORT,
     AcceptanceModel,
     Evidence,
     Lean,
@@ -17,6 +22,9 @@ from llma_rag.costs import CostCurve
 from llma_rag.index import MAX_MATCH_LENGTH
 
 ROOT = -1
+
+OBSERVED = 8
+"""Of what may follow a node, how many tokens are learned from; longest matches come first."""
 
 LEAST_PROBABILITY = 1e-4
 """Paths below it are never drafted."""
@@ -44,7 +52,7 @@ class Tree:
         positions: Where each token was copied from; None for recycled tokens.
         probabilities: Probability of the path to each node.
         candidates: Places that are left behind each node.
-        offers: For `ROOT` and each expanded node, what could follow.
+        offers: For `ROOT` and nodes expanded with several places, what could follow.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -53,6 +61,16 @@ class Tree:
     probabilities: list[float] = field(default_factory=list)
     candidates: list[Sequence[Candidate]] = field(default_factory=list)
     offers: dict[int, list[Offer]] = field(default_factory=dict)
+
+    def offered(self, node: int, depth: int, tokens: Sequence[int]) -> Sequence[Offer]:
+        """Return what could follow a node with `depth` tokens from the root to it."""
+        found = self.offers.get(node)
+        if found is not None or node == ROOT or len(self.candidates[node]) != 1:
+            return found or ()
+        position, length, distance, source = self.candidates[node][0]
+        if position >= len(tokens) or tokens[position] < 0:
+            return ()
+        return ((tokens[position], copy_evidence(length, distance, depth, source)),)
 
     def cut(self, size: int) -> None:
         """Forget the nodes after the first `size`."""
@@ -123,11 +141,62 @@ class Grower:
             tree.positions.append(position)
             tree.probabilities.append(probability)
             tree.candidates.append(rest)
-            if depth < limits.depth and node + 1 < limits.nodes:
+            if depth >= limits.depth or node + 1 >= limits.nodes:
+                continue
+            if len(rest) == 1 and self._successors is None:
+                gain += self._run(node, depth, probability, rest[0], gain)
+            else:
                 self._expand(node, depth, probability, rest, token)
         if margins:
             tree.cut(self._best_size(gain))
         return tree
+
+    def _run(
+        self, node: int, depth: int, probability: float, place: Candidate, gain: float
+    ) -> float:
+        """Follow the only place left behind a node while nothing else is more probable.
+
+        Does what expanding node after node would do, without the heap; most drafts are such runs.
+        Returns the probability gained.
+        """
+        tree, limits, tokens = self.tree, self._limits, self._tokens
+        before = gain
+        rival = -self._heap[0][0] if self._heap else LEAST_PROBABILITY
+        margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
+        position, length, distance, source = place
+        room = min(limits.nodes - node - 1, limits.depth - depth, len(tokens) - position)
+        weights = self._model.weights
+        base = self._model.run_log_odds(distance, source, self._lean)
+        parent = node
+        for step in range(room):
+            token = tokens[position]
+            if token < 0:
+                break
+            at = depth + step
+            odds = base[SHORT[length]] + weights[LENGTH_WEIGHT[length]]
+            odds += weights[DEPTH_WEIGHT[at if at < DEEPEST else DEEPEST]]
+            path = probability / (1.0 + exp(-odds))
+            bar = margins[parent + 1] * self._price(parent + 1, gain) if margins else 0.0
+            if path < rival or path < bar:
+                if path > LEAST_PROBABILITY:
+                    rest = (_moved((position, length, distance, source)),)
+                    self._pushed += 1
+                    heappush(
+                        self._heap, (-path, self._pushed, token, parent, at + 1, rest, position)
+                    )
+                break
+            probability = path
+            gain += path
+            tree.tokens.append(token)
+            tree.parents.append(parent)
+            tree.positions.append(position)
+            tree.probabilities.append(path)
+            position += 1
+            if length < MAX_MATCH_LENGTH:
+                length += 1
+            tree.candidates.append(((position, length, distance, source),))
+            parent += 1
+        return gain - before
 
     def _price(self, nodes: int, gain: float) -> float:
         """Return how many tokens a unit of time is worth in this step.
@@ -174,7 +243,7 @@ class Grower:
         if not found:
             return
         model, lean = self._model, self._lean
-        self.tree.offers[node] = [(token, evidence) for token, evidence, _, _ in found]
+        self.tree.offers[node] = [(token, evidence) for token, evidence, _, _ in found[:OBSERVED]]
         scored = [
             (model.probability(evidence, lean), token, rest, position)
             for token, evidence, rest, position in found
