@@ -54,7 +54,7 @@ class _Job:
     def give(self, outcome: Outcome) -> bool:
         return self._resume(lambda: self.decoding.send(outcome))
 
-    def give_error(self, error: Exception) -> bool:
+    def give_error(self, error: BaseException) -> bool:
         return self._resume(lambda: self.decoding.throw(error))
 
     def close(self) -> None:
@@ -141,6 +141,6 @@ def _advance(job: _Job, run: Callable[[Pass], Outcome]) -> bool:
     assert job.wanted is not None
     try:
         outcome = run(job.wanted)
-    except Exception as error:
+    except BaseException as error:  # the thread must outlive whatever a model raises
         return job.give_error(error)
     return job.give(outcome)

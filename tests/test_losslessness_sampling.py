@@ -57,8 +57,9 @@ def test_T17_draws_through_the_whole_decoder_with_drafts() -> None:
     """600 tokens whose logits are all the same; the drafts copy what was drawn before."""
     wanted = 2 * torch.randn(10, generator=torch.Generator().manual_seed(1))
     wanted[:4] = -torch.inf  # special tokens, which are never drafted
-    model = ScriptedModel([], vocab_size=10, logits_at=dict.fromkeys(range(600), wanted))
+    model = ScriptedModel([], vocab_size=10)
     decoder = Decoder(model, byte_tokenizer())
+    model.logits_at = dict.fromkeys(range(600), wanted)
     result = decoder.generate([8, 9], max_new_tokens=600, do_sample=True, top_k=0, seed=2)
     counts = np.bincount(result.token_ids, minlength=10)
     assert result.stats.accepted_tokens > 50
