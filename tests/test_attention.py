@@ -81,3 +81,10 @@ def test_a_chosen_attention_is_kept() -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     model.set_attn_implementation("eager")
     assert not can_be_fast(model)
+
+
+def test_a_callers_own_class_is_not_twinned() -> None:
+    class Scripted(type(tiny_model("llama-gqa"))):  # type: ignore[misc]
+        pass
+
+    assert not can_be_fast(Scripted(tiny_model("llama-gqa").config).eval())

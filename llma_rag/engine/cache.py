@@ -48,7 +48,7 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         assert self.keys is not None
         assert self.values is not None
         new = key_states.shape[-2]
-        end = max(self.cache.lengths) + new
+        end = max(max(self.cache.lengths) + new, self.cache.shown)
         if end > self.keys.shape[-2]:
             self.keys = _grown(self.keys, end)
             self.values = _grown(self.values, end)
@@ -87,11 +87,13 @@ class SlabCache(Cache):
     Attributes:
         lengths: Kept tokens of each row.
         reserved: Tokens for which memory is allocated at first.
+        shown: Least tokens that a pass sees; those behind its own must be masked.
     """
 
     def __init__(self, layer_count: int, *, capacity: int, rows: int = 1) -> None:
         self.lengths = [0] * rows
         self.reserved = _round_up(capacity)
+        self.shown = 0
         self._slabs = [SlabLayer(self) for _ in range(layer_count)]
         super().__init__(layers=[*self._slabs])
 

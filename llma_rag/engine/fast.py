@@ -13,11 +13,13 @@ _views: "weakref.WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = weakref.
 def can_be_fast(model: PreTrainedModel) -> bool:
     """Return whether the model's attention can be ours.
 
-    It must go through transformers' attention interface, where nobody chose an implementation
-    other than the default; the probe then finds out whether the outcome is right.
+    It must be a class of transformers' own, whose instances hold no state that callers set later,
+    and go through the attention interface, where nobody chose an implementation other than the
+    default. The probe then finds out whether the outcome is right.
     """
     return (
-        getattr(model.config, "_attn_implementation", None) == "sdpa"
+        type(model).__module__.startswith("transformers.")
+        and getattr(model.config, "_attn_implementation", None) == "sdpa"
         and bool(getattr(model, "_supports_attention_backend", False))
         and can_twin(model)
     )

@@ -5,12 +5,13 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from llma_rag.engine.cache import supports_slab
+from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.rope import UNBOUNDED
@@ -50,7 +51,8 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
                 "decoded plainly, one token per forward pass; its answers are right.",
                 stacklevel=3,
             )
-    return StepRunner(model, known[key])
+    verdict = known[key]
+    return StepRunner(fast_view(model) if verdict.fast else model, verdict)
 
 
 @torch.inference_mode()
@@ -70,9 +72,9 @@ def probe(model: PreTrainedModel) -> Verdict:
     except Exception as error:
         return _plainly(f"The probe failed ({_in_a_line(error)}).", "none")
     reason = ""
-    for memory in _candidates(model):
+    for view, memory in _candidates(model):
         try:
-            return _verdict(model, memory, steps)
+            return replace(_verdict(view, memory, steps), fast=view is not model)
         except _WrongError as error:
             reason = str(error)
         except Exception as error:
@@ -118,10 +120,12 @@ class _Steps:
         return difference
 
 
-def _candidates(model: PreTrainedModel) -> Iterator[MemoryKind]:
+def _candidates(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, MemoryKind]]:
     if supports_slab(model.config):
-        yield "slab"
-    yield "own"
+        if can_be_fast(model):
+            yield fast_view(model), "slab"
+        yield model, "slab"
+    yield model, "own"
 
 
 def _plainly(reason: str, memory: MemoryKind) -> Verdict:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import context_length
-from llma_rag.engine.masks import attention_for_tree
-from llma_rag.engine.memory import Memory, memory_of
+from llma_rag.engine.masks import attention_for_tree, knows_layers
+from llma_rag.engine.memory import Memory, SlabMemory, memory_of
 from llma_rag.engine.rope import UNBOUNDED, LengthDependentRope
 from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
@@ -64,9 +65,15 @@ class StepRunner:
     Attributes:
         verdict: What the probe found out about the model.
         rope: Where the model's rotary embeddings depend on the length.
+        fixed: The one shape of all steps behind a prompt; None takes each as wide as it is.
     """
 
-    def __init__(self, model: PreTrainedModel, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        verdict: Verdict | None = None,
+        fixed: FixedShape | None = None,
+    ) -> None:
         """Wrap a model in evaluation mode; `engine.probe.runner_of` finds out the verdict.
 
         Raises:
@@ -76,6 +83,7 @@ class StepRunner:
         check_model(model)
         self.model = model
         self.verdict = verdict or Verdict()
+        self.fixed = fixed
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
         self._most_positions = context_length(model.config) or UNBOUNDED
@@ -84,7 +92,17 @@ class StepRunner:
     @property
     def supports_trees(self) -> bool:
         """Whether drafts may branch."""
-        return self.verdict.trees
+        return self.verdict.trees and self.fixed is None
+
+    @property
+    def can_fix(self) -> bool:
+        """Whether steps could have one shape: masks must hide what fills them up."""
+        return (
+            self.verdict.memory == "slab"
+            and knows_layers(self.model.config)
+            and self.rope.switch is None
+            and "position_ids" in self._parameters
+        )
 
     def open_row(self, capacity: int) -> Row:
         """Return an empty sequence with room for `capacity` tokens; it grows where it must."""
@@ -94,8 +112,10 @@ class StepRunner:
         """Return how many tokens may be drafted behind the row's next one; 0 decodes plainly."""
         if self.verdict.exactness == "off" or len(row.owed) > MAX_OWED:
             return 0
-        room = self._most_positions - 1 - row.length
-        return max(0, min(room, self.rope.draft_limit(row.length)))
+        room = min(self._most_positions - 1 - row.length, self.rope.draft_limit(row.length))
+        if self.fixed is not None:
+            room = min(room, self.fixed.draft_limit(row.length))
+        return max(0, room)
 
     @torch.inference_mode()
     def run(self, step: Pass) -> torch.Tensor:
@@ -112,7 +132,8 @@ class StepRunner:
         if self.rope.must_start_again(row.memory.length, end):
             row.memory.forget()
         self.rope.reset()
-        arguments = self._arguments(step)
+        fixed = self._fixes(step)
+        arguments = self._fixed_arguments(step) if fixed else self._arguments(step)
         memory = row.memory.open(len(step.drafted))
         try:
             output = self.model(**arguments, **memory, return_dict=True)
@@ -120,8 +141,9 @@ class StepRunner:
             row.memory.undo()
             raise
         row.memory.take(output)
-        logits: torch.Tensor = output.logits[0, -1 - len(step.drafted) :]
-        return logits
+        logits: torch.Tensor = output.logits[0]
+        wanted = 1 + len(step.drafted)
+        return logits[:wanted] if fixed else logits[-wanted:]
 
     @torch.inference_mode()
     def keep(self, step: Pass, nodes: Sequence[int]) -> None:
@@ -146,6 +168,29 @@ class StepRunner:
                 self.model, kept, len(fed), step.parents, self._device
             )
         return arguments
+
+    def _fixes(self, step: Pass) -> bool:
+        """Return whether a pass takes the fixed shape; tell the slab how much it is to show."""
+        memory, fixed = step.row.memory, self.fixed
+        if fixed is None or not isinstance(memory, SlabMemory):
+            return False
+        fits = len(step.committed) == 1 and step.is_chain and len(step.drafted) < fixed.width
+        fixes = fits and memory.length > 0
+        memory.cache.shown = fixed.keys(memory.length) if fixes else 0
+        return fixes
+
+    def _fixed_arguments(self, step: Pass) -> dict[str, object]:
+        """Return the arguments of a step filled up to the fixed shape, with its mask."""
+        assert self.fixed is not None
+        kept, last, fixed = step.row.memory.length, self._most_positions - 1, self.fixed
+        tokens = [*step.committed, *step.drafted]
+        positions = fixed.padded([*range(kept, kept + len(tokens))], last)
+        mask = attention_for_tree(self.model, kept, fixed.width, (), self._device)
+        return {
+            "input_ids": self._tensor(fixed.padded(tokens)),
+            "position_ids": self._tensor(positions),
+            "attention_mask": fixed.masked(mask, kept),
+        }
 
     def _tensor(self, row: list[int]) -> torch.Tensor:
         return torch.tensor([row], device=self._device)

@@ -20,9 +20,11 @@ class Verdict:
         reason: One sentence that says why.
         memory: What a row remembers between passes.
         trees: Whether drafts may branch.
+        fast: Whether the model's twin with our own attention gives the right logits.
     """
 
     exactness: Exactness = "exact"
     reason: str = "Not probed."
     memory: MemoryKind = "slab"
     trees: bool = True
+    fast: bool = False

@@ -1,0 +1,88 @@
+"""Find out whether steps of one shape give the same bits with drafts and without."""
+
+import random
+
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.engine.fixed import FixedShape
+from llma_rag.engine.load import context_length
+from llma_rag.engine.rope import UNBOUNDED
+from llma_rag.engine.step import Pass, StepRunner
+
+SPARE = 512
+"""Tokens of room that one of the compared rows has more than the other."""
+
+
+@torch.inference_mode()
+def is_bitwise(runner: StepRunner) -> bool:
+    """Compare, bit by bit, single steps with drafts behind the same tokens.
+
+    The drafts vary what must not matter: a token's row in the step, wrong tokens behind it, what
+    earlier steps left in the slab, and the slab's capacity. They cross the end of a bucket.
+    """
+    fixed = runner.fixed
+    if fixed is None or not runner.can_fix:
+        return False
+    room = context_length(runner.model.config) or UNBOUNDED
+    count = 2 * fixed.width
+    prompt = min(fixed.bucket, room - count) - fixed.width
+    if prompt < 1:
+        return False
+    ids = _tokens(runner.model, prompt + count)
+    alone = _logits(runner, ids, prompt, [1] * count, capacity=len(ids))
+    return all(
+        torch.equal(alone, _logits(runner, ids, prompt, sizes, capacity=len(ids) + spare))
+        for sizes, spare in ((_sizes(count, fixed.width), 0), ([fixed.width, *[2] * count], SPARE))
+    )
+
+
+def fixed_widths(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return the widths to try: wide where rows are free, narrow where each one costs."""
+    return (32, 16) if model.device.type == "cuda" else (8,)
+
+
+def _logits(
+    runner: StepRunner, ids: list[int], prompt: int, sizes: list[int], capacity: int
+) -> torch.Tensor:
+    """Return the logits behind each token after the prompt, from steps of the given sizes."""
+    row = runner.open_row(capacity)
+    first = Pass(row, ids[:prompt])
+    runner.run(first)
+    runner.keep(first, [])
+    found: list[torch.Tensor] = []
+    for size in sizes:
+        here = row.length
+        right = min(size - 1, runner.draft_limit(row), len(ids) - here - 1)
+        if right < 0:
+            break
+        wrong = max(0, min(runner.draft_limit(row), size) - right)
+        drafted = [*ids[here + 1 : here + 1 + right], *[ids[0]] * wrong]
+        step = Pass(row, ids[here : here + 1], drafted, range(-1, len(drafted) - 1))
+        found.append(runner.run(step)[: 1 + right])
+        runner.keep(step, range(right))
+    while row.length < len(ids):
+        step = Pass(row, ids[row.length : row.length + 1])
+        found.append(runner.run(step))
+        runner.keep(step, [])
+    return torch.cat(found)
+
+
+def _sizes(count: int, most: int) -> list[int]:
+    source = random.Random(0)
+    return [source.randint(1, most) for _ in range(count)]
+
+
+def _tokens(model: PreTrainedModel, count: int) -> list[int]:
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    source = random.Random(1)
+    return [source.randrange(vocabulary) for _ in range(count)]
+
+
+def bitwise_runner(runner: StepRunner) -> StepRunner | None:
+    """Return a runner of the widest fixed shape that the self-test grants; None if none is."""
+    for width in fixed_widths(runner.model):
+        fixed = StepRunner(runner.model, runner.verdict, FixedShape(width))
+        if is_bitwise(fixed):
+            return fixed
+    return None

@@ -1,0 +1,114 @@
+"""In one fixed shape drafts do not change a bit of a logit; a self-test finds out where."""
+
+import copy
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.engine.bitwise import bitwise_runner, is_bitwise
+from llma_rag.engine.fast import can_be_fast, fast_view
+from llma_rag.engine.fixed import FixedShape
+from llma_rag.engine.step import Pass, StepRunner
+from tests.models import VOCAB, tiny_model
+
+NAMES = ["llama-gqa", "qwen2", "mistral", "gpt2", "gemma"]
+SHAPE = FixedShape(8, bucket=32)
+
+
+def view(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    model = copy.deepcopy(tiny_model(name)).to(dtype)
+    return fast_view(model) if can_be_fast(model) else model
+
+
+def decode(runner: StepRunner, prompt: list[int], count: int, drafts: random.Random | None,
+           known: list[int]) -> tuple[list[int], torch.Tensor]:  # fmt: skip
+    """Decode greedily; drafts are the known answer with errors in it, of any length."""
+    row = runner.open_row(64)
+    pending, written, logits = prompt, list[int](), list[torch.Tensor]()
+    while len(written) < count:
+        drafted: list[int] = []
+        if drafts is not None and written:
+            most = min(drafts.randint(0, 7), runner.draft_limit(row))
+            drafted = known[len(written) : len(written) + most]
+            if drafted and drafts.random() < 0.6:
+                drafted[drafts.randrange(len(drafted))] = drafts.randrange(4, VOCAB)
+        step = Pass(row, pending, drafted, range(-1, len(drafted) - 1))
+        found = runner.run(step)
+        best = found.argmax(-1).tolist()
+        right = 0
+        while right < len(drafted) and drafted[right] == best[right]:
+            right += 1
+        runner.keep(step, range(right))
+        written += best[: right + 1]
+        logits.append(found[: right + 1])
+        pending = best[right : right + 1]
+    return written[:count], torch.cat(logits)[:count]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_the_same_bits_with_drafts_and_without(name: str, dtype: torch.dtype) -> None:
+    runner = StepRunner(view(name, dtype), fixed=SHAPE)
+    source = random.Random(3)
+    for _ in range(4):
+        prompt = [source.randrange(4, VOCAB) for _ in range(source.randint(3, 40))]
+        plain, bits = decode(runner, prompt, 40, None, [])
+        drafted, others = decode(runner, prompt, 40, source, plain)
+        assert drafted == plain
+        assert torch.equal(others, bits)
+
+
+def test_fixed_steps_give_the_logits_of_the_model() -> None:
+    model = tiny_model("mistral")
+    prompt = [5, 6, 7, 8, 9] * 5
+    free, logits = decode(StepRunner(model), prompt, 30, None, [])
+    fixed, others = decode(StepRunner(model, fixed=SHAPE), prompt, 30, None, [])
+    assert fixed == free
+    torch.testing.assert_close(others, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", range(1, 70))
+def test_no_step_crosses_a_bucket(length: int) -> None:
+    most = SHAPE.draft_limit(length)
+    assert 0 <= most < SHAPE.width
+    assert SHAPE.keys(length) >= length + SHAPE.width
+    assert {SHAPE.keys(length + more) for more in range(most + 1)} == {SHAPE.keys(length)}
+    if most < SHAPE.width - 1:
+        assert SHAPE.keys(length + most + 1) > SHAPE.keys(length)
+
+
+def test_the_self_test_grants_what_is_bitwise() -> None:
+    runner = StepRunner(tiny_model("llama-gqa"), fixed=SHAPE)
+    assert is_bitwise(runner)
+    granted = bitwise_runner(StepRunner(tiny_model("llama-gqa")))
+    assert granted is not None
+    assert granted.fixed == FixedShape(8)
+    assert not granted.supports_trees
+
+
+@pytest.mark.parametrize("what", ["row", "garbage", "width"])
+def test_the_self_test_refuses_what_is_not(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutants: a logit that hangs on its row, on later tokens, or on the width of the pass."""
+    runner = StepRunner(tiny_model("llama-gqa"), fixed=None if what == "width" else SHAPE)
+    original = StepRunner.run
+
+    def wrong(self: StepRunner, step: Pass) -> torch.Tensor:
+        logits = original(self, step).clone()
+        if what == "row":
+            logits[3:] += 1e-6
+        if what == "garbage":
+            logits += 1e-7 * sum(step.drafted)
+        return logits
+
+    monkeypatch.setattr(StepRunner, "run", wrong)
+    assert not is_bitwise(runner)
+
+
+def test_positions_stay_within_the_context() -> None:
+    model = tiny_model("gpt2")
+    runner = StepRunner(model, fixed=SHAPE)
+    prompt = [7] * (model.config.n_positions - 4)
+    written, _ = decode(runner, prompt, 4, None, [])
+    assert len(written) == 4
