@@ -1,6 +1,7 @@
 """The command line; heavy packages are imported when a command runs, so that help is quick."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ app = typer.Typer(
 )
 
 _DEMO_PACKAGES = ("faiss", "langchain_classic", "langchain_llma", "llama_index")
+
+_NAMES = re.compile(r",(?=[a-z-]+(?:[:,]|$))")
+"""Between two drafters, not between the options of one."""
+_FILE_WIDTH = 200
+"""Columns of a table that goes to a file or a pipe."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")]
 
@@ -98,7 +104,7 @@ def replay(
         typer.Option(help="Cost of a verified token, as share of a forward pass."),
     ] = None,
     drafters: Annotated[
-        list[str] | None, typer.Option(help="Names of drafters; all if unset.")
+        list[str] | None, typer.Option(help="`name` or `name:option=number,...`; all if unset.")
     ] = None,
     as_json: Json = False,
     plot: Annotated[
@@ -107,6 +113,8 @@ def replay(
 ) -> None:
     """Replay recorded answers through drafters, without a model."""
     with _input_errors():
+        from rich.console import Console
+
         from llma_rag.bench.replay import DEFAULT_COSTS, replay_command
 
         replay_command(
@@ -116,12 +124,40 @@ def replay(
             rows=rows,
             nodes=nodes,
             costs=cost or DEFAULT_COSTS,
-            drafters=[name for given in drafters for name in given.split(",")]
+            drafters=[name for given in drafters for name in _NAMES.split(given)]
             if drafters
             else None,
             as_json=as_json,
             plot=plot,
+            console=Console(width=None if sys.stdout.isatty() else _FILE_WIDTH),
         )
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a model; the bundled one if unset.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
+) -> None:
+    """Check a model: can references speed it up here without changing a token?
+
+    Exit code 0 if safe, 1 if it is decoded plainly, 2 if it cannot be used.
+    """
+    with _input_errors():
+        from llma_rag.demo import MODEL
+        from llma_rag.demo.terminal import inert
+        from llma_rag.engine.doctor import diagnose
+
+        diagnosis = diagnose(str(MODEL) if model is None else model)
+    if as_json:
+        found = {"status": diagnosis.status, "advice": diagnosis.advice, **diagnosis.facts}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        for name, fact in diagnosis.facts.items():
+            typer.echo(f"{name.replace('_', ' '):16} {inert(str(fact))}")
+        typer.echo(f"\n{diagnosis.status}: {inert(diagnosis.advice)}")
+    raise typer.Exit(diagnosis.exit_code)
 
 
 @contextmanager

@@ -209,10 +209,12 @@ class TestReplay:
         result = run(
             "replay", "--traces", shared / "traces/dev/llma_rag.jsonl", "--tokenizer",
             shared / "tokenizers/llama2", "--max-draft-tokens", 20, "--rows", 3,
-            "--drafters", "llma", "--json",
+            "--drafters", "llma:min_match_length=2,draft_length=5,llma-rag", "--json",
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        row = next(iter(json.loads(result.stdout)))
+        rows = json.loads(result.stdout)
+        assert len(rows) == 2
+        row = rows[0]
         assert {
             "drafter", "set", "rows", "tokens", "forwards", "drafted", "accepted",
             "tokens_per_forward",
