@@ -208,7 +208,7 @@ class TestReplay:
     def test_prints_one_row_per_drafter_and_set(self, shared):
         result = run(
             "replay", "--traces", shared / "traces/dev/llma_rag.jsonl", "--tokenizer",
-            shared / "tokenizers/llama2", "--max-draft-tokens", 20, "--rows", 3,
+            shared / "tokenizers/llama2", "--max-draft-tokens", 20, "--rows", 2,
             "--drafters", "llma:min_match_length=2,draft_length=5,llma-rag", "--json",
         )  # fmt: skip
         assert result.exit_code == 0, result.stderr
@@ -219,7 +219,7 @@ class TestReplay:
             "drafter", "set", "rows", "tokens", "forwards", "drafted", "accepted",
             "tokens_per_forward",
         } <= set(row)  # fmt: skip
-        assert row["rows"] == 3
+        assert row["rows"] == 2
 
     def test_refuses_a_missing_file(self, tmp_path):
         refused = run("replay", "--traces", tmp_path / "none.jsonl", "--tokenizer", tmp_path)
