@@ -238,7 +238,10 @@ FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT}
 
 def config_of(family: str, **changes) -> PretrainedConfig:
     kind, settings = FAMILIES[family]
-    return AutoConfig.for_model(kind, **{**_COMMON, **settings, **changes})
+    merged = {**_COMMON, **settings, **changes}
+    if "n_positions" in merged:
+        del merged["max_position_embeddings"]
+    return AutoConfig.for_model(kind, **merged)
 
 
 def attentions(family: str) -> list[str]:

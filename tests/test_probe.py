@@ -1,0 +1,178 @@
+"""The load-time probe: it finds what is wrong, blames no rounding, and changes nothing."""
+
+import random
+import warnings
+
+import pytest
+import torch
+
+from llma_rag.engine import probe as probing
+from llma_rag.engine.masks import knows_layers
+from llma_rag.engine.probe import probe, runner_of
+from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.verdict import Verdict
+from tests.families import ATTENTION, HYBRID, build, config_of, model_of
+
+
+@pytest.mark.parametrize("family", ATTENTION)
+def test_attention_models_are_exact_on_a_slab(family: str) -> None:
+    verdict = probe(model_of(family))
+    assert (verdict.exactness, verdict.memory) == ("exact", "slab")
+    assert verdict.trees == (family not in {"bloom", "mpt", "falcon_alibi", "gpt_neo"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_moe", *HYBRID])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_not_taken_for_an_error(family: str, dtype: torch.dtype) -> None:
+    verdict = probe(build(family, dtype=dtype))
+    assert verdict.exactness == "argmax"
+    assert str(dtype).removeprefix("torch.") in verdict.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["mamba", "jamba", "falcon_mamba"])
+def test_passes_over_several_tokens_that_are_wrong_are_found(family, dtype) -> None:
+    verdict = probe(build(family, dtype=dtype))
+    assert (verdict.exactness, verdict.memory) == ("off", "own")
+    assert "other logits than single steps" in verdict.reason
+
+
+def test_state_in_the_modules_is_found() -> None:
+    verdict = probe(model_of("recurrent_gemma"))
+    assert (verdict.exactness, verdict.memory) == ("off", "none")
+    assert "state" in verdict.reason
+
+
+class _Wrapped:
+    """Replaces a model's forward for one test; a mutant of the model."""
+
+    def __init__(self, model, change) -> None:
+        self.forward, self.change = model.forward, change
+        model.forward = self
+
+    def __call__(self, input_ids=None, position_ids=None, past_key_values=None, **rest):
+        given = {"input_ids": input_ids, "position_ids": position_ids}
+        given |= {"past_key_values": past_key_values, **rest}
+        return self.change(self.forward, given)
+
+
+def test_a_model_that_sees_later_tokens_is_found() -> None:
+    """A warm pass over several tokens without causality, as with a broken attention kernel."""
+    model = build("llama", seed=11)
+
+    def change(forward, given):
+        rows, cache = given["input_ids"].shape[1], given["past_key_values"]
+        kept = cache.get_seq_length() if cache is not None else 0
+        if kept and rows > 1:
+            given["attention_mask"] = torch.zeros((1, 1, rows, kept + rows))
+        return forward(**given)
+
+    _Wrapped(model, change)
+    verdict = probe(model)
+    assert verdict.exactness == "off"
+    assert "other logits" in verdict.reason
+
+
+def test_a_pass_over_several_tokens_that_fails_is_a_reason_and_no_error() -> None:
+    model = build("llama", seed=12)
+
+    def change(forward, given):
+        cache = given["past_key_values"]
+        if cache is not None and cache.get_seq_length() and given["input_ids"].shape[1] > 1:
+            raise RuntimeError("one token at a time")
+        return forward(**given)
+
+    _Wrapped(model, change)
+    verdict = probe(model)
+    assert (verdict.exactness, verdict.memory) == ("off", "own")
+    assert "one token at a time" in verdict.reason
+
+
+def test_a_model_that_always_fails_is_no_error_of_the_probe() -> None:
+    model = build("llama", seed=13)
+
+    def change(forward, given):
+        raise RuntimeError("broken")
+
+    _Wrapped(model, change)
+    assert probe(model).reason == "The probe failed (RuntimeError: broken)."
+
+
+def test_logits_that_are_not_finite_are_a_reason() -> None:
+    model = build("llama", seed=14)
+    model.lm_head.weight.data[3] = float("nan")
+    verdict = probe(model)
+    assert verdict.exactness == "off"
+    assert "not finite" in verdict.reason
+
+
+def test_a_mask_that_is_ignored_leaves_chains() -> None:
+    model = build("llama", seed=15)
+
+    def change(forward, given):
+        return forward(**{**given, "attention_mask": None})
+
+    _Wrapped(model, change)
+    verdict = probe(model)
+    assert (verdict.exactness, verdict.trees) == ("exact", False)
+
+
+def test_the_probe_is_run_once_for_each_model_and_dtype(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(probing, "probe", lambda model: calls.append(model) or Verdict())
+    model = build("llama", seed=16)
+    for _ in range(3):
+        runner_of(model)
+    assert len(calls) == 1
+    runner_of(model.to(torch.bfloat16))
+    assert len(calls) == 2
+
+
+def test_a_model_that_is_exact_gives_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runner_of(build("llama", seed=17)).verdict.exactness == "exact"
+
+
+def test_the_probe_takes_a_bounded_number_of_passes(monkeypatch) -> None:
+    model, count = build("llama", seed=18), 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    model.register_forward_pre_hook(counted)
+    probe(model)
+    assert count <= 34
+    count = 0
+    monkeypatch.setattr(probing, "SLOW_PASS", 0.0)
+    assert probe(model).exactness == "exact"
+    assert count <= 24
+
+
+@pytest.mark.parametrize("positions", [8, 12, 20])
+def test_short_contexts(positions: int) -> None:
+    verdict = probe(build("gpt2", n_positions=positions))
+    assert verdict.exactness == ("off" if positions < 12 else "exact")
+
+
+def test_windows_the_masks_do_not_know_exclude_trees() -> None:
+    assert knows_layers(config_of("gemma3"))
+    assert not knows_layers(config_of("gpt_neo"))
+    config = config_of("gemma3")
+    config.layer_types = ["chunked_attention", *config.layer_types[1:]]
+    assert not knows_layers(config)
+
+
+def test_a_row_of_any_memory_can_start_again() -> None:
+    source = random.Random(0)
+    prompt = [source.randrange(4, 60) for _ in range(10)]
+    for family, memory in (("llama", "slab"), ("lfm2", "own"), ("llama", "none")):
+        runner = StepRunner(model_of(family), Verdict(memory=memory))
+        row = runner.open_row(32)
+        first = runner.run(Pass(row, prompt))
+        runner.keep(Pass(row, prompt), [])
+        row.memory.forget()
+        assert row.owed == prompt
+        row.tokens.clear()
+        assert torch.equal(runner.run(Pass(row, prompt)), first)
