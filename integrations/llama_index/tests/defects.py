@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import copy
 import inspect
 import json
 import logging
@@ -13,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,24 +39,26 @@ class Subject:
         self.tokenizer = make_tokenizer()
         self.forwards = 0
         self.prompts: list[list[int]] = []
-        self._forward = self.model.forward
-        self.model.forward = self._counting
+        self.model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def make(self, **options: Any) -> Any:
-        return self.cls(model=self.model, tokenizer=self.tokenizer, **{**self.options, **options})
+        """Build the LLM; passes of a self-test at loading do not count."""
+        llm = self.cls(model=self.model, tokenizer=self.tokenizer, **{**self.options, **options})
+        self.forwards = 0
+        self.prompts.clear()
+        return llm
 
     def fail(self) -> None:
-        def failing(*args: Any, **kwargs: Any) -> Any:
+        def failing(*details: Any) -> None:
             raise RuntimeError("out of memory, say")
 
-        self.model.forward = failing
+        self.model.register_forward_pre_hook(failing, with_kwargs=True)
 
-    def _counting(self, *args: Any, **kwargs: Any) -> Any:
+    def _count(self, model: Any, args: Any, kwargs: Any) -> None:
         self.forwards += 1
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None and ids.shape[1] > 1:
+        if ids is not None and int(ids[0, 0]) == self.tokenizer.bos_token_id:
             self.prompts.append(ids[0].tolist())
-        return self._forward(*args, **kwargs)
 
     def prompt(self) -> str:
         """The text of the last prompt."""
@@ -271,21 +273,20 @@ def serialisation(subject: Subject) -> Evidence:
 
 
 def window_of_a_nested_config(subject: Subject) -> Evidence:
-    """The text model's configuration of a multimodal model stands inside another."""
-    config = subject.model.config
-    flat = type(config).get_text_config
-    outer = config.to_dict() | {"max_position_embeddings": None}
-    nested = SimpleNamespace(
-        model_type=config.model_type,
-        name_or_path="",
-        to_dict=lambda: {k: v for k, v in outer.items() if v is not None},
-        get_text_config=lambda **options: flat(config, **options),
-    )
-    subject.model.config, kept = nested, config
-    try:
-        window = subject.make(context_window=100_000).metadata.context_window
-    finally:
-        subject.model.config = kept
+    """As of a multimodal model, whose text model's configuration stands inside another."""
+    flat = subject.model.config
+
+    class Nested(type(flat)):  # type: ignore[misc]  # a configuration like the model's own
+        def to_dict(self) -> dict[str, Any]:
+            return {k: v for k, v in super().to_dict().items() if k != "max_position_embeddings"}
+
+        def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+            return flat
+
+    nested = copy.copy(flat)
+    nested.__class__ = Nested
+    subject.model.config = nested
+    window = subject.make(context_window=100_000).metadata.context_window
     return Evidence(f"a window of {window:,} for a model of 2,048 positions", window == 2048)
 
 
