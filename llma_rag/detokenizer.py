@@ -7,9 +7,6 @@ REPLACEMENT = "\ufffd"
 """What a decoder shows for bytes that are no character, or not yet one."""
 
 
-HELD_BACK = 3
-"""Replacement characters at the end of a text that later bytes may still make a character."""
-
 MAX_HELD_TOKENS = 64
 """Tokens decoded together at most; a longer run of them that gives no text is broken bytes."""
 
@@ -42,7 +39,7 @@ class Detokenizer:
         self._ids.append(token_id)
         before = len(self._decode(self._ids[self._window : self._read]))
         after = self._decode(self._ids[self._window :])
-        stable = _stable_length(after)
+        stable = len(after.rstrip(REPLACEMENT))
         new = after[before + self._given : stable]
         self._given += len(new)
         whole = stable == len(after) > before
@@ -73,18 +70,6 @@ class Detokenizer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)) if ids else ""
-
-
-def _stable_length(text: str) -> int:
-    """Return how many characters of a decoded text cannot change any more.
-
-    >>> _stable_length("ab" + 2 * REPLACEMENT), _stable_length(5 * REPLACEMENT)
-    (2, 2)
-    """
-    held = 0
-    while held < min(HELD_BACK, len(text)) and text[-1 - held] == REPLACEMENT:
-        held += 1
-    return len(text) - held
 
 
 class StopStrings:
