@@ -10,6 +10,7 @@ from llma_rag.acceptance import (
     EARLIER,
     FAR,
     PROMPT,
+    RECYCLED_RANKS,
     REFERENCE,
     REPEAT,
     AcceptanceModel,
@@ -22,7 +23,7 @@ from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
 ROOT = -1
 """Parent of a node that follows the last committed token."""
 
-CANDIDATES, LEAST_CANDIDATES = 64, 12
+CANDIDATES, LEAST_CANDIDATES = 96, 16
 """Most places from which a large tree and a chain is grown."""
 
 SLACK, SLACK_PER_TOKEN = 0.3, 0.01
@@ -170,7 +171,8 @@ class ReferenceDrafter:
         self._costs = costs
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
-        self._successors = successors
+        self._given_successors = successors
+        self._successors = None if successors is None else self._allowed_successors
         self._seen = len(prompt)
         self._tree = Tree()
         self._loci = self._sources.first_loci()
@@ -205,6 +207,11 @@ class ReferenceDrafter:
             places=tuple(map(self._sources.place, _joined(tree))),
             probabilities=tuple(tree.probabilities),
         )
+
+    def _allowed_successors(self, token: int) -> list[int]:
+        given, may_copy = self._given_successors, self.index.may_copy
+        found = [] if given is None else [other for other in given(token) if may_copy(other)]
+        return found[:RECYCLED_RANKS]
 
     def _affordable(self, nodes: int) -> int:
         """Return how many of `nodes` may all be wrong without losing more than the slack allows.

@@ -130,9 +130,10 @@ class SuffixIndex:
                 self._after_token.setdefault(last, []).append(position)
                 pair = (tokens[position - 2], last)
                 self._after_pair.setdefault(pair, []).append(position)
-            tokens.append(token if self._may_copy(token) else NO_TOKEN)
+            tokens.append(token if self.may_copy(token) else NO_TOKEN)
 
-    def _may_copy(self, token: int) -> bool:
+    def may_copy(self, token: int) -> bool:
+        """Return whether a token may be drafted: neither banned nor outside the vocabulary."""
         if token < 0 or token in self._banned:
             return False
         return self._vocab_size is None or token < self._vocab_size

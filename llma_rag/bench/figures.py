@@ -132,7 +132,7 @@ class Figures:
                 force(
                     group[earlier],
                     _with_answers(group[:earlier], group[earlier:][:repeats], model),
-                    32,
+                    NODES,
                 )
                 for group in chosen
             ]
@@ -219,6 +219,7 @@ def _with_answers(
         return ReferenceDrafter(
             trace.references,
             trace.prompt,
+            max_draft_tokens=NODES,
             branching=True,
             banned_tokens=trace.special_tokens,
             acceptance=model,

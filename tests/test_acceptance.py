@@ -1,0 +1,166 @@
+"""The model of acceptance, the cost curve and the recycler."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from llma_rag.acceptance import (
+    DEPTH_WEIGHT,
+    FAR,
+    LENGTH_WEIGHT,
+    PROMPT,
+    RECYCLED_RANKS,
+    REFERENCE,
+    SHORT,
+    AcceptanceModel,
+    Lean,
+    copy_evidence,
+    recycled_evidence,
+)
+from llma_rag.costs import CostCurve
+from llma_rag.drafting import ReferenceDrafter
+from llma_rag.recycling import Recycler
+
+
+def test_the_shipped_prior_trusts_long_matches():
+    model, lean = AcceptanceModel.shipped(), Lean()
+    found = [
+        model.probability(copy_evidence(length, FAR, 0, REFERENCE), lean)
+        for length in (2, 4, 8, 32)
+    ]
+    assert found == sorted(found)
+    assert 0.1 < found[0] < 0.7 < found[-1]
+
+
+def test_a_run_has_the_odds_of_its_evidence():
+    model, lean = AcceptanceModel.shipped(), Lean(log_odds=0.3)
+    for length in range(1, 33):
+        for distance, depth in ((0, 0), (5, 1), (100, 9), (FAR, 70)):
+            evidence = copy_evidence(length, distance, depth, PROMPT)
+            base = model.run_log_odds(distance, PROMPT, lean)[SHORT[length]]
+            odds = base + model.weights[LENGTH_WEIGHT[length]]
+            odds += model.weights[DEPTH_WEIGHT[min(depth, 64)]]
+            assert 1 / (1 + math.exp(-odds)) == pytest.approx(model.probability(evidence, lean))
+
+
+def test_it_learns_what_is_accepted():
+    model, evidence = AcceptanceModel.shipped(), copy_evidence(3, FAR, 0, REFERENCE)
+    chance = np.random.default_rng(0)
+    for _ in range(3_000):
+        model.observe(evidence, Lean(), bool(chance.random() < 0.1))
+    assert model.probability(evidence, Lean()) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_request_leans_without_the_model_being_lost():
+    model, evidence = AcceptanceModel.shipped(), copy_evidence(3, FAR, 0, REFERENCE)
+    lean = Lean()
+    before = model.probability(evidence, Lean())
+    for _ in range(20):
+        model.observe(evidence, lean, False)
+    assert model.probability(evidence, lean) < model.probability(evidence, Lean()) - 0.05
+    assert model.probability(evidence, Lean()) > before - 0.15
+
+
+def test_it_is_saved_as_plain_json(tmp_path):
+    model = AcceptanceModel.shipped()
+    model.observe(recycled_evidence(0, 0, 0), Lean(), True)
+    model.save(tmp_path / "model.json")
+    again = AcceptanceModel.load(tmp_path / "model.json")
+    assert again.weights == pytest.approx(model.weights, abs=1e-4)
+    saved = json.loads((tmp_path / "model.json").read_text())
+    del saved["weights"]["length"]
+    with pytest.raises(ValueError, match=r"`weights.length` must be a list of 10 numbers"):
+        AcceptanceModel.from_json(saved)
+
+
+def test_curves_interpolate_and_never_fall():
+    curve = CostCurve({1: 1.0, 8: 1.3, 16: 1.2})
+    assert [curve(width) for width in (1, 8, 12, 32)] == pytest.approx([1.0, 1.3, 1.3, 1.3])
+    assert CostCurve.linear(0.05)(21) == pytest.approx(2.0)
+    # Beyond a step of the curve nodes are free: the least cost per node sees that.
+    step = CostCurve({1: 1.0, 4: 1.0, 5: 1.5, 8: 1.5})
+    assert step.margins(7)[0] == pytest.approx(0.0)
+    assert step.margins(7)[3] == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("points", [{}, {0: 1.0}, {2: 0.0}])
+def test_curves_refuse_what_is_no_measurement(points):
+    with pytest.raises(ValueError, match="must"):
+        CostCurve(points)
+
+
+def test_costly_nodes_are_not_drafted():
+    reference, prompt = list(range(10, 60)), [1]
+
+    def drafted(cost):
+        costs = CostCurve.linear(cost)
+        drafter = ReferenceDrafter([reference], prompt, costs=costs, branching=True)
+        return len(drafter.draft([*prompt, 10], 40))
+
+    sizes = [drafted(cost) for cost in (0.0, 0.01, 0.1, 5.0)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 32
+    assert sizes[-1] == 0
+
+
+def test_wrong_drafts_cost_at_most_two_percent():
+    # Every pair of the answer goes on differently in the reference.
+    answer = np.random.default_rng(0).integers(3, 1_000, 300).tolist()
+    reference = [
+        token
+        for place in range(len(answer) - 3)
+        for token in (*answer[place : place + 3], *range(2_000 + 9 * place, 2_008 + 9 * place))
+    ]
+    cost = 0.05
+    drafter = ReferenceDrafter([reference], [1], costs=CostCurve.linear(cost), branching=True)
+    context, spent, done = [1, answer[0]], 1.0, 1
+    while done < len(answer):
+        draft = drafter.draft(context, 64)
+        spent += 1 + cost * len(draft)
+        right = 0
+        children = {edge: n for n, edge in enumerate(zip(draft.parents, draft.tokens, strict=True))}
+        node = children.get((-1, answer[done]))
+        while node is not None and done + right + 1 < len(answer):
+            right += 1
+            node = children.get((node, answer[done + right]))
+        context += answer[done : done + right + 1]
+        done += right + 1
+    assert spent <= 1.02 * len(answer)
+
+
+def test_recycled_successors_stand_beside_copies():
+    recycler = Recycler()
+    recycler.observe([5], np.array([[8, 7]]))
+    drafter = ReferenceDrafter([[5, 6]], [1], branching=True, successors=recycler.successors)
+    draft = drafter.draft([1, 5], 3)
+    assert set(draft.tokens[:3]) == {6, 7, 8}
+    assert [place is None for place in draft.places] == [token != 6 for token in draft.tokens]
+
+
+def test_banned_successors_are_not_drafted():
+    recycler = Recycler()
+    recycler.observe([5], np.array([[2, 70, 8]]))
+    drafter = ReferenceDrafter(
+        [],
+        [1],
+        branching=True,
+        successors=recycler.successors,
+        banned_tokens=frozenset({2}),
+        vocab_size=64,
+    )
+    assert set(drafter.draft([1, 5], 3).tokens) == {8}
+
+
+def test_the_recycler_is_bounded():
+    recycler = Recycler(width=2, max_tokens=3)
+    recycler.observe([1, 2, 3, 1, 4], np.array([[5, 6], [5, 6], [5, 6], [7, 8], [5, 6]]))
+    assert len(recycler) == 3
+    assert recycler.successors(2) == ()
+    assert recycler.successors(1) == (7, 8)
+    recycler.observe([1], np.array([[9]]))
+    assert recycler.successors(1) == (9, 7)
+    with pytest.raises(ValueError, match="`width` must be at least 1"):
+        Recycler(width=0)
+    assert recycler.width <= RECYCLED_RANKS
