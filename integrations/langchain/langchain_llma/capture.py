@@ -98,9 +98,8 @@ class CaptureHandler(BaseCallbackHandler):
         parent_run_id: UUID | None = None,
         **kwargs: Any,
     ) -> None:
-        """Open the run; documents that come into it were made outside it."""
-        run = self._open(run_id, parent_run_id)
-        self._record(run.parent or run, harvest(inputs), "chain")
+        """Open the run, and note the documents that come into it."""
+        self._record(self._open(run_id, parent_run_id), harvest(inputs), "chain")
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note the documents that the run returns, and close it."""

@@ -13,6 +13,8 @@ from langchain_core.documents import Document
 MAX_DOCUMENTS_PER_ROOT = 256
 MAX_LIVE_RUNS = 16_384
 """A hard stop for abandoned generators, whose runs never end."""
+MAX_RUNS_PER_DOCUMENT = 16
+"""Runs through which a document passed that are remembered, the latest ones."""
 MAX_RECENT = 64
 
 Origin = Literal["argument", "retriever", "chain", "tool", "store", "message", "ambient"]
@@ -49,8 +51,13 @@ class Recent(deque[Document]):
 class _Record:
     document: Document
     origin: Origin
-    run: "Run"
+    runs: "deque[Run]"
     order: int
+
+    def distance(self, levels: dict[int, int]) -> int | None:
+        """Return the level of the nearest run that also holds a run which showed the document."""
+        found = [level for run in self.runs if (level := run.level_in(levels)) is not None]
+        return min(found, default=None)
 
 
 class Ledger:
@@ -65,16 +72,17 @@ class Ledger:
         self._count = 0
 
     def add(self, run: "Run", document: Document, origin: Origin) -> None:
-        """Note a document under the run that first showed it; a retriever outranks others."""
+        """Note a document under each run that showed it; a retriever's word outranks others."""
         known = self._by_identity.get(id(document))
         if known is not None:
+            known.runs.append(run)
             if origin == "retriever":
                 known.origin = origin
             return
         if len(self._records) == MAX_DOCUMENTS_PER_ROOT:
             del self._by_identity[id(self._records.popleft().document)]
         self._count += 1
-        record = _Record(document, origin, run, self._count)
+        record = _Record(document, origin, deque([run], MAX_RUNS_PER_DOCUMENT), self._count)
         self._records.append(record)
         self._by_identity[id(document)] = record
         if self.recent is not None:
@@ -86,7 +94,7 @@ class Ledger:
         return [
             Sighting(record.document, record.origin, distance, record.order)
             for record in self._records
-            if (distance := record.run.level_in(levels)) is not None
+            if (distance := record.distance(levels)) is not None
         ]
 
 

@@ -32,7 +32,7 @@ from langchain_llma import no_capture
 from langchain_llma.capture import HANDLER, CaptureHandler
 from langchain_llma.harvesting import harvest
 from langchain_llma.run_tree import MAX_DOCUMENTS_PER_ROOT, RunTree
-from langchain_llma.scopes import captured_documents
+from langchain_llma.scopes import captured_documents, parent_of
 
 DOCUMENT = Document(page_content="a passage", id="1")
 
@@ -173,6 +173,14 @@ def test_no_capture_inside_a_running_chain(decoder: ProbeDecoder) -> None:
 
     RunnableLambda(answer).invoke("u1")
     assert decoder.requests[0].marks == frozenset()
+
+
+def test_an_unannounced_conversation_is_found_by_the_ambient_config() -> None:
+    def ask(question: str) -> int:
+        UserRetriever().invoke(question)
+        return len(captured_documents("", parent_of(None, [HumanMessage("never announced")])))
+
+    assert RunnableLambda(ask).invoke("u1") == 2
 
 
 def test_the_environment_keeps_the_handler_out() -> None:

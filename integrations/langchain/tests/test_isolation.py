@@ -102,6 +102,14 @@ def test_map_over_100_users_in_one_root(decoder: ProbeDecoder) -> None:
     _check(decoder, 100)
 
 
+def test_map_over_documents_of_100_users_in_one_root(decoder: ProbeDecoder) -> None:
+    """The root's own input holds everybody's documents."""
+    inputs = [{"docs": UserRetriever().invoke(user), "question": user} for user in USERS[:100]]
+    formatted = RunnablePassthrough.assign(context=lambda given: joined(given["docs"]))
+    (formatted | CHAT | chat(decoder)).map().invoke(inputs)
+    _check(decoder, 100)
+
+
 def test_loop_over_100_users_in_one_root(decoder: ProbeDecoder) -> None:
     chain = _chain(chat(decoder))
     RunnableLambda(lambda users: [chain.invoke(user) for user in users]).invoke(USERS[:100])
