@@ -208,3 +208,11 @@ def test_citations_move_with_their_answer(text, answers, expected):
     held = Held()
     attach(held, text, answers)
     assert [(c.start, c.end, c.text) for c in citations_of(held)] == expected
+
+
+def test_a_response_without_its_text_yet_keeps_its_citations():
+    """Up to 0.13 a chat's span may end before its reader has set the text."""
+    held = Held()
+    attach(held, "abc", [answer("abc", (0, 2))])
+    attach(held, "", [answer("abc", (0, 2))])
+    assert len(citations_of(held)) == 1

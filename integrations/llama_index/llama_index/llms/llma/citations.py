@@ -109,8 +109,8 @@ _kept: dict[int, _Kept] = {}
 
 def attach(response: Any, text: str | None, answers: Sequence[Answer]) -> None:
     """Keep, as long as `response` lives, what the model wrote for it and copied into its text."""
-    if response is None or not answers:
-        return
+    if response is None or not answers or (not text and _kept_for(response)):
+        return  # a response that is read in another thread may get its text later than its end
     placed = _place(text, answers) if text else ()
     key = id(response)
     try:

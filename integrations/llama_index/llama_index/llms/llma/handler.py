@@ -123,9 +123,7 @@ def _exit(span: Span, instance: Any, result: Any) -> None:
         _capture_result(span, role, result)
     if span.answers:
         holder = instance if role.chat_stream else result
-        text = citations.text_of(holder)
-        if text or not role.chat_stream:  # up to 0.13 its text is set later: `_hold_early`
-            citations.attach(holder, text, span.answers)
+        citations.attach(holder, citations.text_of(holder), span.answers)
 
 
 def _capture_result(span: Span, role: Role, result: Any) -> None:
