@@ -114,9 +114,7 @@ class Demo:
         return build_chain(llm, self.passages, k=RETRIEVED).stream
 
     def _llama_index(self) -> Ask:
-        decoder = self._decoder.decoder
-        llm = LLMA(model=decoder.model, tokenizer=decoder.tokenizer, max_new_tokens=MAX_NEW_TOKENS)
-        llm._decoder = cast("Decoder", self._decoder)
+        llm = LLMA(decoder=cast("Decoder", self._decoder), max_new_tokens=MAX_NEW_TOKENS)
         engine = build_query_engine(llm, self.passages, k=RETRIEVED)
 
         def ask(question: str) -> Iterator[str]:
