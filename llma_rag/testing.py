@@ -52,8 +52,8 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
             script: Token ids of the answer.
             vocab_size: Size of the vocabulary.
             starts_at: Position of the script's first token; None for the first token after the
-                prompt, which is what the first pass over an empty cache holds (without a cache,
-                say where the script starts).
+                prompt, which is what the first pass over an empty cache holds. Say it where a
+                decoder uses no cache, or drafts in its first pass as prompt lookup does.
             boost: What is added to the scripted token's logit.
             logits_at: For a token number of the script, the logits [vocab_size] to choose it from.
             eos_token_id: Tokens that end an answer; None for no such token.

@@ -35,12 +35,6 @@ from tests import (
 
 _end, _over, _criteria = Answer.end, Chooser.over, Criteria.__call__
 _gumbel, _resolve = sampling.gumbel, loop.resolve
-    Answer.end,
-    Chooser.over,
-    Criteria.__call__,
-    sampling.gumbel,
-    loop.resolve,
-)
 
 
 def eager(self: Chooser, logits: torch.Tensor, context: Sequence[int]) -> Callable[[int], int]:
