@@ -87,6 +87,13 @@ def test_a_broken_call_is_reported(body: str) -> None:
     assert answer.invalid[0]["args"] == body
 
 
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_call_keeps_unicode(ascii_only: bool) -> None:
+    call = {"name": "search", "arguments": {"query": "\u4f60\u597d"}}
+    text = f"<tool_call>{json.dumps(call, ensure_ascii=ascii_only)}</tool_call>"
+    assert read_answer(text, TOOLS).calls[0]["args"] == {"query": "\u4f60\u597d"}
+
+
 def test_several_calls_get_ids_of_their_own() -> None:
     answer = read_answer(f"<tool_call>{JSON}</tool_call> and <tool_call>{JSON}</tool_call>", TOOLS)
     assert len({call["id"] for call in answer.calls}) == 2

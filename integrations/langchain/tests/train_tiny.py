@@ -1,11 +1,12 @@
-"""Train the tiny model for some seconds, so that it closes its JSON and calls one tool.
+"""Train the tiny model, so that it closes its JSON and calls one tool; about two CPU minutes.
 
-LangChain's standard tests need a model that ends strings and objects; random weights write on.
+LangChain's standard tests need a model that ends strings and objects; random weights write on. The
+weights beside this file were made by `python -m integrations.langchain.tests.train_tiny FOLDER`.
 """
 
 import json
 import random
-from functools import cache
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ def _encoded(tokenizer: Any, dialogue: Dialogue) -> tuple[list[int], int]:
     return [*prompt, *reply, tokenizer.eos_token_id], len(prompt)
 
 
-@cache
-def tiny_trained_model(folder: Path) -> Path:
-    """Train, save in a folder, and return the folder."""
+def train(folder: Path) -> None:
+    """Train, and save in a folder in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,5 +87,8 @@ def tiny_trained_model(folder: Path) -> Path:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    model.eval().save_pretrained(folder)
-    return folder
+    model.eval().to(torch.bfloat16).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))
