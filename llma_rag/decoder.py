@@ -11,6 +11,8 @@ from typing import Any, NoReturn, Unpack, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.delivery import AsyncGenerationStream, FutureSink, GenerationStream
+from llma_rag.engine.bitwise import Exactness, with_exactness
+from llma_rag.engine.calibration import calibrate
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
 from llma_rag.engine.probe import runner_of
@@ -43,6 +45,7 @@ class Decoder:
         defaults: GenerationOptions | None = None,
         max_draft_tokens: int = 20,
         min_match_length: int = 1,
+        exactness: Exactness | None = None,
     ) -> None:
         """Take a loaded model.
 
@@ -52,6 +55,9 @@ class Decoder:
             defaults: Options of every request that does not set them itself.
             max_draft_tokens: Most tokens verified in one pass (the paper's k).
             min_match_length: Tokens that must agree before a copy is tried (the paper's n).
+            exactness: "bitwise" runs every step in one shape, so that drafts change no bit of a
+                logit, where a self-test at load grants it; "argmax" takes the quickest shape. None
+                is "bitwise" on CUDA and "argmax" elsewhere.
 
         Raises:
             TypeError: If a default is unknown.
@@ -60,14 +66,14 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length(model.config) or UNLIMITED
-        runner = runner_of(model)
+        self._runner = runner = with_exactness(runner_of(model), exactness)
         self._loop = Loop(
             model,
             tokenizer,
             runner,
             context_length=self.context_length,
             defaults=cast("GenerationOptions", check_names(defaults or {})),
-            drafting=Drafting(max_draft_tokens, min_match_length),
+            drafting=Drafting(max_draft_tokens, min_match_length, calibrate(runner).curve),
         )
         self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
@@ -80,6 +86,7 @@ class Decoder:
         defaults: GenerationOptions | None = None,
         max_draft_tokens: int = 20,
         min_match_length: int = 1,
+        exactness: Exactness | None = None,
         **options: Unpack[LoadOptions],
     ) -> "Decoder":
         """Load a model and its tokenizer by hub id or folder; see `LoadOptions`.
@@ -95,7 +102,15 @@ class Decoder:
             defaults=defaults,
             max_draft_tokens=max_draft_tokens,
             min_match_length=min_match_length,
+            exactness=exactness,
         )
+
+    @property
+    def exactness(self) -> str:
+        """What holds here: "bitwise", "argmax", or "off" where nothing is drafted."""
+        if self._runner.verdict.exactness == "off":
+            return "off"
+        return "argmax" if self._runner.fixed is None else "bitwise"
 
     @classmethod
     def shared(cls, name: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Decoder":

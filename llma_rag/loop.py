@@ -1,6 +1,6 @@
 """The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.answer import Answer
+from llma_rag.costs import CostCurve
 from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.drafting import Draft, Drafter, ReferenceDrafter
 from llma_rag.encoding import encode_prompt, encode_references
@@ -36,10 +37,12 @@ class Drafting:
     Attributes:
         max_draft_tokens: Most tokens verified in one pass (the paper's k).
         min_match_length: Tokens that must agree before a copy is tried (the paper's n).
+        costs: What passes cost behind a prompt of so many tokens; None fills every draft.
     """
 
     max_draft_tokens: int
     min_match_length: int
+    costs: Callable[[int], CostCurve | None] = lambda _: None
 
 
 class Loop:
@@ -193,6 +196,7 @@ class Loop:
             min_match_length=self._drafting.min_match_length,
             banned_tokens=self._special,
             vocab_size=self._vocab_size,
+            costs=self._drafting.costs(len(prompt)),
         )
         cut = {*drafter.index.truncated, *encoded.cut} - {len(usable.references)}
         task.counts.references = {

@@ -1,6 +1,8 @@
 """Find out whether steps of one shape give the same bits with drafts and without."""
 
 import random
+import warnings
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -12,6 +14,35 @@ from llma_rag.engine.step import Pass, StepRunner
 
 SPARE = 512
 """Tokens of room that one of the compared rows has more than the other."""
+
+
+Exactness = Literal["bitwise", "argmax"]
+"""What is promised of drafts: the same bits in one fixed shape, or the same choices."""
+
+
+def with_exactness(runner: StepRunner, wanted: Exactness | None) -> StepRunner:
+    """Return the runner that keeps a promise, or the given one where it cannot be kept.
+
+    Args:
+        runner: As the probe granted it.
+        wanted: None is "bitwise" on CUDA, where the rows of a step are free, else "argmax".
+
+    Raises:
+        ValueError: If `wanted` is neither.
+    """
+    if wanted not in (None, "bitwise", "argmax"):
+        raise ValueError(f'`exactness` must be "bitwise" or "argmax", got {wanted!r}.')
+    on_gpu = runner.model.device.type == "cuda"
+    if wanted == "argmax" or (wanted is None and not on_gpu):
+        return runner
+    granted = bitwise_runner(runner)
+    if granted is None and wanted is not None:
+        warnings.warn(
+            f'`exactness="bitwise"` is not granted to {type(runner.model).__name__} here: its '
+            'steps gave other bits with drafts than without. It decodes with "argmax".',
+            stacklevel=3,
+        )
+    return granted or runner
 
 
 @torch.inference_mode()

@@ -39,9 +39,6 @@ SLOW_PASS = 0.15
 SMALLEST = 20_000_000
 """Parameters below which a model is not measured: its passes cost what launching them costs."""
 
-UNMEASURED = CostCurve({1: 1.0, 8: 1.15, 32: 1.6})
-"""Assumed where nothing is measured."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -53,10 +50,10 @@ class Calibration:
 
     times: Mapping[int, Mapping[int, float]]
 
-    def curve(self, context: int) -> CostCurve:
-        """Return the costs at a context, taken from the nearest one that was measured."""
+    def curve(self, context: int) -> CostCurve | None:
+        """Return the costs at the measured context nearest to `context`; None if there is none."""
         if not self.times:
-            return UNMEASURED
+            return None
         return CostCurve(self.times[min(self.times, key=lambda one: abs(one - context))])
 
 
