@@ -1,0 +1,24 @@
+"""The Triton kernel passes in Triton's interpreter on the CPU; its speed is not tested here."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+INTERPRETED = Path(__file__).parent / "interpreted" / "kernels.py"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton has no wheel for this system")
+def test_the_kernel_passes_in_the_interpreter() -> None:
+    """In a process of its own: the interpreter is chosen before Triton is first imported."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", str(INTERPRETED)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
