@@ -136,7 +136,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
             schema: A pydantic class, a TypedDict class, or a JSON schema.
             include_raw: Return `{"raw", "parsed", "parsing_error"}` instead of the instance.
             method: `"json_schema"`, `"function_calling"` (as the forced call of a tool), or
-                `"json_mode"` (any JSON object).
+                `"json_mode"` (as the first; without a schema, any JSON object).
             strict: No difference here: every answer follows the schema.
             **kwargs: Further arguments of every call.
 

@@ -10,7 +10,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_llma.tool_calls import Tool, call_schema, chosen_tools
+from langchain_llma.tool_calls import Tool, call_schema, chosen_tools, closed
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 Schema: TypeAlias = dict[str, Any] | type
@@ -42,7 +42,7 @@ def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return dict(response_format.get("schema") or {"type": "object"})
+        return dict(closed(response_format.get("schema") or {"type": "object"}))
     schema = (response_format.get("json_schema") or {}).get("schema")
     if kind != "json_schema" or schema is None:
         msg = (
@@ -50,7 +50,7 @@ def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
             f'{{"type": "json_object"}}, got {dict(response_format)!r}.'
         )
         raise ValueError(msg)
-    return dict(schema)
+    return dict(closed(schema))
 
 
 def bind_arguments(schema: Schema | None, method: Method) -> dict[str, Any]:
@@ -67,8 +67,9 @@ def bind_arguments(schema: Schema | None, method: Method) -> dict[str, Any]:
         raise ValueError(msg)
     traced = {"kwargs": {"method": method}, "schema": schema}
     if method == "json_mode":
+        known = {} if schema is None else {"schema": convert_to_json_schema(schema)}
         return {
-            "response_format": {"type": "json_object"},
+            "response_format": {"type": "json_object", **known},
             "ls_structured_output_format": traced,
         }
     if method == "json_schema":

@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_llma.structured import answer_schema
-from langchain_llma.tool_calls import HeldText, read_answer, read_parsed
+from langchain_llma.tool_calls import HeldText, call_schema, closed, read_answer, read_parsed
 
 
 @tool
@@ -160,17 +160,30 @@ def test_one_tool(choice: Any) -> None:
     assert schema["required"] == ["name", "arguments"]
 
 
+def test_objects_hold_only_the_properties_that_are_named() -> None:
+    inner = {"type": "object", "properties": {"b": {"type": "integer"}}}
+    outer = {"type": "object", "properties": {"a": {"type": "array", "items": inner}}}
+    strict = closed(outer)
+    assert strict["additionalProperties"] is False
+    assert strict["properties"]["a"]["items"]["additionalProperties"] is False
+    assert closed({"type": "object"}) == {"type": "object"}
+    assert closed(inner | {"additionalProperties": True})["additionalProperties"] is True
+    no_arguments = call_schema([{"function": {"name": "x"}}])["properties"]["arguments"]
+    assert no_arguments["additionalProperties"] is False
+
+
 def test_an_unknown_tool_is_refused() -> None:
     with pytest.raises(ValueError, match="`tool_choice` must name a bound tool, got 'fly'"):
         _schema("fly")
 
 
 def test_response_formats() -> None:
-    inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    inner: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
     wrapped = {"type": "json_schema", "json_schema": {"name": "x", "schema": inner}}
-    assert _schema(None, wrapped, ()) == inner
+    strict = inner | {"additionalProperties": False}
+    assert _schema(None, wrapped, ()) == strict
     assert _schema(None, {"type": "json_object"}, ()) == {"type": "object"}
-    assert _schema(None, {"type": "json_object", "schema": inner}, ()) == inner
+    assert _schema(None, {"type": "json_object", "schema": inner}, ()) == strict
     assert _schema(None, {"type": "text"}, ()) is None
     with pytest.raises(ValueError, match="`response_format` must be"):
         _schema(None, {"type": "yaml"}, ())

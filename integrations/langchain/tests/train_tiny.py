@@ -12,6 +12,7 @@ from typing import Any
 
 from langchain_core.tools import tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, Field
 
 from integrations.langchain.tests.tiny import tiny_model
 
@@ -28,6 +29,31 @@ def get_weather(location: str) -> str:
     return "It's sunny."
 
 
+class _Magic(BaseModel):
+    input: int = Field(..., gt=-1000, lt=1000)
+
+
+@tool(args_schema=_Magic)
+def magic_function(_input: int) -> int:
+    """Apply a magic function to an input."""
+    return _input + 2
+
+
+@tool
+def unicode_customer(customer_name: str, description: str) -> str:
+    """Tool for creating a customer with Unicode name.
+
+    Args:
+        customer_name: The customer's name in their native language.
+        description: Description of the customer.
+
+    Returns:
+        A confirmation message about the customer creation.
+
+    """
+    return customer_name
+
+
 def _weather() -> list[Dialogue]:
     """The two turns of the standard tests' agent."""
     tools = [convert_to_openai_tool(get_weather)]
@@ -36,6 +62,23 @@ def _weather() -> list[Dialogue]:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
     result = {"role": "tool", "content": "It's sunny."}
     return [([question], tools, CALL), ([question, call, result], tools, "my friend")]
+
+
+def _forced() -> list[Dialogue]:
+    """Calls that the standard tests force and whose arguments they look at."""
+    told = []
+    for function, question, arguments in (
+        (magic_function, "What is the value of magic_function(3)? Use the tool.", {"input": 3}),
+        (
+            unicode_customer,
+            "Create a customer named '你好啊集团' (Hello Group) - a Chinese technology company",
+            {"customer_name": "你好", "description": "fox"},
+        ),
+    ):
+        answer = json.dumps({"name": function.name, "arguments": arguments}, ensure_ascii=False)
+        tools = [convert_to_openai_tool(function)]
+        told.append(([{"role": "user", "content": question}], tools, answer))
+    return told
 
 
 def _object(draw: random.Random) -> Dialogue:
@@ -75,7 +118,7 @@ def train(folder: Path) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, STEPS)
     draw = random.Random(0)
     for _ in range(STEPS):
-        rows = [*_weather(), *(_object(draw) for _ in range(BATCH - 2))]
+        rows = [*_weather(), *_forced(), *(_object(draw) for _ in range(BATCH - 4))]
         encoded = [_encoded(tokenizer, row) for row in rows]
         longest = max(len(ids) for ids, _ in encoded)
         inputs = torch.zeros(len(rows), longest, dtype=torch.long)
