@@ -9,6 +9,8 @@ import torch
 
 from examples.train_bundled_model.examples import Example
 
+FIRST_TOKENS, LATER_WEIGHT = 6, 0.3
+
 
 @dataclass(slots=True)
 class Batch:
@@ -21,6 +23,8 @@ class Batch:
         targets: The token after each token within its own prompt, -100 where there is none.
         turns: 0 on prompts, and on answers the number of the turn, counted from 1; it belongs to
             the targets, shape (batch, length).
+        weights: How much each target counts: in full where an answer begins, less where it only
+            goes on, nothing on prompts; shape (batch, length).
     """
 
     ids: torch.Tensor
@@ -28,6 +32,7 @@ class Batch:
     mask: torch.Tensor
     targets: torch.Tensor
     turns: torch.Tensor
+    weights: torch.Tensor
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -43,7 +48,15 @@ def make_batch(examples: Sequence[Example]) -> Batch:
     shared = segments[:, None, :] == 0
     same = segments[:, :, None] == segments[:, None, :]
     mask = ((shared | same) & torch.ones(length, length, dtype=torch.bool).tril()).unsqueeze(1)
-    return Batch(ids, positions, mask, targets, turns)
+    return Batch(ids, positions, mask, targets, turns, _weights(turns))
+
+
+def _weights(turns: torch.Tensor) -> torch.Tensor:
+    """Weight 1 on the first tokens of each answer, less on the others."""
+    weights = torch.where(turns > 0, LATER_WEIGHT, 0.0)
+    earlier = torch.nn.functional.pad(turns, (FIRST_TOKENS, 0))[:, : turns.shape[1]]
+    weights[(turns > 0) & (earlier != turns)] = 1.0
+    return weights
 
 
 def _fill(

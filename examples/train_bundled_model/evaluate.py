@@ -68,15 +68,15 @@ def held_out_sets(
     software = [d for d in texts if d.source in SOFTWARE]
     made = _without_questions(texts)
     squad = [d for d in held if d.source == "squad"]
+    clapnq = [d for d in documents if d.source == "clapnq"]
     sets = [
         _draw("made", made, tokenizer, count),
         _draw("made-software", _without_questions(software), tokenizer, count),
         _draw("squad", squad, tokenizer, count),
+        _draw("clapnq", clapnq, tokenizer, count),
     ]
     if not details:
         return sets
-    clapnq = [d for d in documents if d.source == "clapnq"]
-    sets.append(_draw("clapnq", clapnq, tokenizer, count))
     for size, characters in SIZES.items():
         sets.append(_draw(f"made, {size}", made, tokenizer, count, characters))
         sets.append(_draw(f"squad, {size}", squad, tokenizer, count, characters))
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, default=0, help="answers per set to generate too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--brief", action="store_true", help="only the main sets")
+    parser.add_argument("--only", default="", help="only the sets with this in their name")
     parser.add_argument("--json", type=Path, help="write the shares here too")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -169,12 +170,13 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
     documents = list(read_corpus(arguments.corpus))
     sets = held_out_sets(documents, tokenizer, arguments.count, details=not arguments.brief)
+    sets = [item for item in sets if arguments.only in item.name]
     scores = evaluate(model, sets)
     logger.info(_table(scores, {item.name: len(item.examples) for item in sets}))
     if arguments.json:
         arguments.json.write_text(json.dumps(scores, indent=2) + "\n")
     if arguments.generate:
-        _check_generation(model, sets[:4], arguments.generate)
+        _check_generation(model, sets[:3], arguments.generate)
 
 
 if __name__ == "__main__":

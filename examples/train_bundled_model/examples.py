@@ -24,6 +24,7 @@ SHARES = {
     "wikitext2_valid_test": 0.10,
     "cia_factbook": 0.04,
 }
+CUT_TOKENS = (4, 8)
 JOINERS = (("\n\n", 8.0), ("\n", 1.0), ("\n---\n", 0.5), ("\n- ", 0.3))
 
 
@@ -59,12 +60,22 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large an example may be: passages, characters of context, turns, tokens."""
+    """How large an example may be.
+
+    Attributes:
+        passages: Numbers of passages to choose from.
+        characters: Characters of context.
+        turns: Most questions about one context.
+        tokens: Most tokens of the whole example.
+        cut: Share of the answers that end after a few tokens. Where an answer begins is what is
+            hard to learn; copying the rest costs most of the tokens and teaches little.
+    """
 
     passages: tuple[int, ...]
     characters: int
     turns: int
     tokens: int
+    cut: float = 0.0
 
 
 def _weighted(rng: random.Random, pairs: Sequence[tuple[str, float]]) -> str:
@@ -113,7 +124,10 @@ class ExampleMaker:
         encoded = []
         for question, sentence in turns:
             tail = prompt.tail.format(question=question, context=context)
-            encoded.append((self._encode(tail), self._encode(prompt.answer(sentence) + END)))
+            answer = self._encode(f" {sentence}{END}")
+            if rng.random() < limits.cut:
+                answer = answer[: rng.randint(*CUT_TOKENS)]
+            encoded.append((self._encode(tail), answer))
         return Example(self._encode(head), encoded, prompt.name)
 
     def _encode(self, text: str) -> list[int]:

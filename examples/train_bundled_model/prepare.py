@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from examples.train_bundled_model.documents import Document, read_corpus
 from examples.train_bundled_model.prompts import SPECIAL_TOKENS
@@ -54,6 +54,7 @@ def main() -> None:
         tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
     else:
         tokenizer = train_tokenizer(documents)
+    tokenizer.normalizer = normalizers.Strip(left=False, right=True)
     tokenizer.save(str(arguments.work / "tokenizer.json"))
     answers = sum(unit.answer for document in documents for unit in document.units)
     questions = sum(len(document.questions) for document in documents)

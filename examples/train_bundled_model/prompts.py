@@ -2,8 +2,9 @@
 
 A format is two pieces of text: `head` holds the passages and `tail` the question, so that several
 questions can share one head. Where the question comes first, the head is empty. Chat formats are
-written out as the chat template renders them. A completion whose prompt ends in white space is
-answered by text without a leading space; every other format by text with one.
+written out as the chat template renders them. The tokenizer drops white space at the end of a text,
+so that a prompt ending in 'Answer: ' reads like one ending in 'Answer:', and every answer starts
+with a space, as the sentences inside a passage do.
 """
 
 from __future__ import annotations
@@ -88,17 +89,13 @@ class PromptFormat:
         """Whether the text carries the special tokens of a chat."""
         return self.tail.endswith(ASSISTANT)
 
-    def answer(self, sentence: str) -> str:
-        """The text after the prompt: it starts with a space unless the prompt ends in one."""
-        return sentence if self.tail[-1].isspace() else " " + sentence
-
 
 def _chat(name: str, head: str, tail: str, share: float) -> PromptFormat:
     return PromptFormat(name, BOS + head, tail + ASSISTANT, share)
 
 
 FORMATS = (
-    _chat("langchain-stuff-chat", SYSTEM + _STUFF_SYSTEM, USER + "{question}", 3),
+    _chat("langchain-stuff-chat", SYSTEM + _STUFF_SYSTEM, USER + "{question}", 6),
     _chat(
         "langchain-rag-prompt",
         "",
@@ -123,7 +120,7 @@ FORMATS = (
     ),
     PromptFormat("langchain-only", "Human: " + _ONLY, " {question}\n", 0.7),
     PromptFormat("langchain-stuff-text", f"System: {_STUFF_SYSTEM}\nHuman:", " {question}", 0.7),
-    PromptFormat("llamaindex-qa", _QA, " {question}\nAnswer: ", 5),
+    PromptFormat("llamaindex-qa", _QA, " {question}\nAnswer: ", 6),
     PromptFormat("llamaindex-summary", _SUMMARY, " {question}\nAnswer: ", 1),
     _chat("llamaindex-qa-chat", SYSTEM + _QA_SYSTEM + USER + _QA, " {question}\nAnswer:", 3),
     _chat(

@@ -14,6 +14,7 @@ import copy
 import logging
 import math
 import random
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,14 +46,16 @@ CONFIG = LlamaConfig(
     eos_token_id=1,
     pad_token_id=1,
 )
-WARM_UP = 150
-PROMPT_SAMPLE, PROMPT_WEIGHT = 0.12, 0.5
-MIX = (
-    (Limits((1, 1, 2), 250, 6, 420), 3.0),
-    (Limits((1, 2, 3), 700, 8, 640), 3.0),
-    (Limits((1, 2, 3, 4), 1400, 10, 1000), 3.0),
-    (Limits((2, 3, 4, 5), 2800, 12, 1500), 2.0),
+WARM_UP = 60
+CHECKED = 60
+PROMPT_SAMPLE, PROMPT_WEIGHT = 0.03, 0.1
+SIZES = (
+    Limits((1, 1, 2), 300, 10, 420, cut=0.7),
+    Limits((1, 2, 3), 800, 16, 700, cut=0.7),
+    Limits((2, 3, 4), 1600, 20, 1000, cut=0.7),
+    Limits((3, 4, 5), 2600, 24, 1500, cut=0.7),
 )
+FIRST_MIX, LAST_MIX = (3.0, 4.0, 2.0, 0.2), (2.0, 3.0, 3.0, 0.6)
 FORMING = Limits((1,), 450, 6, 224)
 GROWING = Limits((1, 2, 3), 800, 8, 512)
 
@@ -99,7 +102,8 @@ class BatchMaker:
             return FORMING, 0.3 * (1 - share / 0.25)
         if not self._warm and share < 0.45:
             return GROWING, 0.03
-        return self._rng.choices(*zip(*MIX, strict=True))[0], 0.0
+        mix = [a + (b - a) * share for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
+        return self._rng.choices(SIZES, mix)[0], 0.0
 
 
 class Trainer:
@@ -154,7 +158,7 @@ class Trainer:
         logits = self._working.lm_head(hidden[chosen])
         losses = F.cross_entropy(logits.float(), batch.targets[chosen], reduction="none")
         is_answer = answers[chosen]
-        weights = torch.where(is_answer, 1.0, PROMPT_WEIGHT)
+        weights = torch.where(is_answer, batch.weights[chosen], PROMPT_WEIGHT)
         return (losses * weights).sum() / weights.sum(), losses.detach()[is_answer].mean().item()
 
     def _count(self, batch: Batch, loss: float, seconds: float) -> None:
@@ -203,13 +207,15 @@ def _report(trainer: Trainer, sets: list[EvaluationSet], work: Path) -> None:
 def run(
     trainer: Trainer, batches: BatchMaker, sets: list[EvaluationSet], args: argparse.Namespace
 ) -> None:
-    """Train to the end, with a line every 100 steps and a checkpoint every 500."""
+    """Train to the end, with regular log lines and checkpoints; a TERM signal saves and ends."""
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     progress = trainer.progress
     with tqdm(total=100, unit="%", mininterval=30) as bar:
-        while (share := share_done(progress, args)) < 1:
+        while (share := share_done(progress, args)) < 1 and not stopped:
             trainer.step(batches.draw(share), share)
             bar.update(100 * share - bar.n)
-            if progress.steps % 100 == 0:
+            if progress.steps % 50 == 0:
                 rate = progress.tokens / progress.seconds
                 logger.info(
                     "step %d tokens %.2fM minutes %.1f answer loss %.4f tokens/s %.0f",
@@ -221,7 +227,10 @@ def run(
                 )
             if progress.steps % args.every == 0:
                 _report(trainer, sets, args.work)
-    _report(trainer, sets, args.work)
+    if stopped:
+        trainer.save(args.work / "state.pt")
+    else:
+        _report(trainer, sets, args.work)
 
 
 def _model(init: Path | None) -> LlamaForCausalLM:
@@ -238,7 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=float, default=40.0, help="millions of tokens to train on")
     parser.add_argument("--minutes", type=float, default=0.0, help="end after this time at most")
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--batch", type=int, default=5000, help="tokens per step")
+    parser.add_argument("--batch", type=int, default=3000, help="tokens per step")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -255,7 +264,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     documents: list[Document] = list(read_corpus(args.corpus))
-    sets = held_out_sets(documents, tokenizer, 120, details=False)
+    sets = held_out_sets(documents, tokenizer, CHECKED, details=False)
     seen = [d for d in documents if not is_held_out(d) and d.source != "clapnq"]
     trainer = Trainer(_model(args.init), args.peak)
     if (args.work / "state.pt").exists():
