@@ -1,0 +1,132 @@
+"""Arms are timed in turns on the same answers; what is printed follows from the times."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llma_rag.bench import command
+from llma_rag.bench.arms import Timed
+from llma_rag.bench.command import bench_command
+from llma_rag.bench.shapes import SHAPES
+from llma_rag.bench.timing import interleave, ratio_of, rows_of
+from llma_rag.bench.traces import Trace, TraceTokens
+from llma_rag.engine.calibration import Calibration
+from tests.models import CONFIGS, character_tokenizer, tiny_model
+
+TEXT = "the red fox ran over the hill and the grey wolf ran after the red fox"
+
+
+def trace(number: int) -> TraceTokens:
+    row = Trace(str(number), "set", str(number), "llama2", "", (), "", "")
+    return TraceTokens(row, (1, 2), (), (3, 4), frozenset())
+
+
+def timed(seconds: float, tokens: tuple[int, ...] = (3, 4), forwards: int = 2) -> Timed:
+    return Timed(seconds, seconds / 2, forwards, tokens)
+
+
+def test_arms_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[tuple[str, str]] = []
+
+    def run(arm: str, one: TraceTokens) -> Timed:
+        calls.append((arm, one.trace.id))
+        return timed(100.0 if len(calls) <= 2 else 1.0)
+
+    found = interleave(run, ("a", "b"), [trace(0), trace(1)], repeats=3)
+    assert {arm: [len(runs) for runs in of] for arm, of in found.items()} == {
+        "a": [3, 3],
+        "b": [3, 3],
+    }
+    assert all(one.seconds == 1.0 for of in found.values() for runs in of for one in runs)
+    assert len(calls) == 14
+    assert all({arm for arm, _ in calls[at : at + 2]} == {"a", "b"} for at in range(0, 14, 2))
+
+
+def test_rows_hold_medians_ratios_and_what_is_identical() -> None:
+    plain = [[timed(4.0), timed(4.0), timed(90.0)], [timed(8.0)] * 3]
+    ours = [[timed(2.0, forwards=1)] * 3, [timed(2.0, (3, 9), forwards=1)] * 3]
+    rows = {row.arm: row for row in rows_of({"plain": plain, "llma": ours})}
+    assert rows["plain"].identical == 1.0
+    assert rows["llma"].identical == 0.5
+    assert rows["llma"].tokens_per_forward == 2.0
+    assert rows["llma"].ratio["plain"]["prompts"] == [2.0, 4.0]
+    assert rows["llma"].ratio["plain"]["median"] == 3.0
+    assert rows["plain"].ms_per_token == 3000.0
+
+
+def test_the_interval_holds_the_median() -> None:
+    found = ratio_of(np.linspace(1.0, 3.0, 21))
+    assert found["median"] == 2.0
+    assert 1.0 < found["low"] < 2.0 < found["high"] < 3.0
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Recorded answers and a tokenizer, and a shape small enough for a test."""
+    monkeypatch.setitem(SHAPES, "tiny", CONFIGS["llama-gqa"])
+    monkeypatch.setattr(command, "measure", lambda _: Calibration({128: {1: 1.0}}))
+    lines = [
+        json.dumps({"id": str(n), "prompt": TEXT, "passages": [TEXT], "answer": TEXT[8 * n : 40]})
+        for n in range(2)
+    ]
+    (tmp_path / "traces.jsonl").write_text("\n".join(lines))
+    character_tokenizer().save_pretrained(tmp_path)
+    return tmp_path / "traces.jsonl", tmp_path
+
+
+def test_forced_answers_are_the_recorded_ones_in_every_arm(files: tuple[Path, Path]) -> None:
+    traces, tokenizer = files
+    out = tokenizer / "out.json"
+    status = bench_command(
+        traces=[traces], shape="tiny", tokenizer=tokenizer, device="cpu", dtype="float32",
+        tokens=12, repeats=1, json_file=out, plot=tokenizer / "p.png", console=Console(quiet=True),
+    )  # fmt: skip
+    rows = {row["arm"]: row for row in json.loads(out.read_text())}
+    assert status == 0
+    assert list(rows) == ["hf-greedy", "hf-prompt-lookup", "plain", "llma"]
+    assert all(row["identical"] == 1.0 for row in rows.values())
+    assert rows["hf-greedy"]["tokens_per_forward"] == rows["plain"]["tokens_per_forward"] == 1.0
+    assert rows["llma"]["tokens_per_forward"] > 1.5
+    assert all(row["ttft_ms"] > 0 for row in rows.values())
+    assert (tokenizer / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_verify_lets_the_model_choose_and_exits_3_on_a_difference(
+    files: tuple[Path, Path], wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces, tokenizer = files
+    tiny_model("llama-gqa").save_pretrained(tokenizer)
+    if wrong:
+        original = command.Bench.run
+
+        def differ(self: command.Bench, arm: str, one: TraceTokens) -> Timed:
+            found = original(self, arm, one)
+            return timed(found.seconds, (9,)) if arm == "llma" else found
+
+        monkeypatch.setattr(command.Bench, "run", differ)
+    status = bench_command(
+        traces=[traces], model=str(tokenizer), tokenizer=tokenizer, device="cpu", dtype="float32",
+        arms=["plain", "llma"], tokens=8, repeats=1, verify=True, console=Console(quiet=True),
+    )  # fmt: skip
+    assert status == (3 if wrong else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--model"),
+        ({"model": "a", "shape": "b"}, "--model"),
+        ({"shape": "nine"}, "--shape"),
+        ({"shape": "tiny", "arms": ["warp"]}, "--arms"),
+        ({"shape": "tiny", "dtype": "int99"}, "--dtype"),
+    ],
+)
+def test_wrong_options_are_named(
+    files: tuple[Path, Path], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench_command(traces=[files[0]], tokenizer=files[1], **options)
