@@ -41,7 +41,8 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
         ValueError: If the model is in training mode or has an encoder.
     """
     check_model(model)
-    key = (model.dtype, model.device, getattr(model.config, "_attn_implementation", None))
+    kernel = getattr(model.config, "_attn_implementation", None)
+    key = (model.dtype, model.device, kernel, can_be_fast(model))
     known = _verdicts.setdefault(model, {})
     if key not in known:
         known[key] = probe(model)
