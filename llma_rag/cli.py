@@ -160,6 +160,56 @@ def doctor(
     raise typer.Exit(diagnosis.exit_code)
 
 
+@app.command()
+def bench(
+    traces: Annotated[list[Path], typer.Option(help="JSON Lines file of recorded answers.")],
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of a model.")] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Random weights instead: llama-3.1-8b, llama-3.2-1b, qwen2.5-7b, 0.5b."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with the `tokenizer.json` of the answers' model.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device; CUDA where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Dtype of the weights.")] = "bfloat16",
+    arms: Annotated[list[str] | None, typer.Option(help="Names of arms; all if unset.")] = None,
+    prompts: Annotated[int, typer.Option(help="First answers of each file.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Times that an arm decodes a prompt.")] = 5,
+    verify: Annotated[
+        bool, typer.Option(help="Let the model choose; exit code 3 if an answer of ours differs.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write a JSON list, one row per arm.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the times.")] = None,
+) -> None:
+    """Time a model with and without references, beside transformers' own decoding."""
+    with _input_errors():
+        for option, value in (("prompts", prompts), ("tokens", tokens), ("repeats", repeats)):
+            _check_at_least_one(f"--{option}", value)
+        from llma_rag.bench.command import bench_command
+
+        status = bench_command(
+            traces=traces,
+            model=model,
+            shape=shape,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            arms=[name for given in arms for name in given.split(",")] if arms else None,
+            prompts=prompts,
+            tokens=tokens,
+            repeats=repeats,
+            verify=verify,
+            json_file=json_file,
+            plot=plot,
+        )
+    if status:
+        raise typer.Exit(status)
+
+
 @contextmanager
 def _input_errors() -> Iterator[None]:
     """Turn what the library says of bad input into one sentence and exit code 2."""
