@@ -30,8 +30,10 @@ def test_every_node_is_a_copy_and_follows_its_parent(references, prompt, answer,
         for node, (parent, place) in enumerate(zip(draft.parents, draft.places, strict=True)):
             assert -1 <= parent < node
             assert texts[place.segment][place.offset] == draft.tokens[node]
-            if parent >= 0 and draft.places[parent].segment == place.segment:
-                assert place.offset - draft.places[parent].offset >= 0
+            assert place.segment >= 0
+            if parent >= 0:
+                assert texts[place.segment][place.offset - 1] == draft.tokens[parent]
+                assert place.offset >= 1
         context.append(token)
 
 
