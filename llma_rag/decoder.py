@@ -19,7 +19,7 @@ from llma_rag.engine.probe import runner_of
 from llma_rag.loop import Drafting, Loop
 from llma_rag.reference import References
 from llma_rag.result import GenerationOptions, GenerationRequest, GenerationResult, Prompt
-from llma_rag.worker import Worker
+from llma_rag.worker import Sink, Worker
 
 UNLIMITED = 1 << 30
 """Context length of a model that has no limit of its own."""
@@ -165,14 +165,7 @@ class Decoder:
     ) -> Future[GenerationResult]:
         """Start an answer and return its future; cancelling it stops the model."""
         sink = FutureSink()
-        request = GenerationRequest(
-            prompt=prompt,
-            references=references,
-            options=options,
-            draft=draft,
-            namespace=namespace,
-        )
-        self._worker.submit(self._loop.decode(request), sink)
+        self._start(sink, prompt, references, draft, namespace, options)
         return sink.future
 
     async def agenerate(
@@ -200,14 +193,7 @@ class Decoder:
     ) -> GenerationStream:
         """Return an iterator over the answer as it is decoded, one chunk per accepted run."""
         stream = GenerationStream()
-        request = GenerationRequest(
-            prompt=prompt,
-            references=references,
-            options=options,
-            draft=draft,
-            namespace=namespace,
-        )
-        self._worker.submit(self._loop.decode(request), stream.sink)
+        self._start(stream.sink, prompt, references, draft, namespace, options)
         return stream
 
     def astream(
@@ -221,6 +207,19 @@ class Decoder:
     ) -> AsyncGenerationStream:
         """Return an asynchronous iterator over the answer; call it inside a running loop."""
         stream = AsyncGenerationStream()
+        self._start(stream.sink, prompt, references, draft, namespace, options)
+        return stream
+
+    def _start(
+        self,
+        sink: Sink,
+        prompt: Prompt,
+        references: References,
+        draft: bool,
+        namespace: str | None,
+        options: GenerationOptions,
+    ) -> None:
+        """Hand a request to the worker; its events reach `sink`."""
         request = GenerationRequest(
             prompt=prompt,
             references=references,
@@ -228,8 +227,7 @@ class Decoder:
             draft=draft,
             namespace=namespace,
         )
-        self._worker.submit(self._loop.decode(request), stream.sink)
-        return stream
+        self._worker.submit(self._loop.decode(request), sink)
 
     def close(self) -> None:
         """End the worker thread and leave the registry of shared decoders."""

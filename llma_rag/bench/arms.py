@@ -112,7 +112,7 @@ class Bench:
     def _generate(self, arm: str) -> Callable[[TraceTokens, Recorded, int], tuple[int, ...]]:
         def decode(trace: TraceTokens, recorded: Recorded, length: int) -> tuple[int, ...]:
             ids = torch.tensor([trace.prompt], device=self.model.device)
-            output: Any = self.model.generate(  # type: ignore[operator]
+            output: Any = self.model.generate(  # type: ignore[operator]  # mixin method
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,

@@ -83,7 +83,7 @@ def can_prepack(dtype: torch.dtype) -> bool:
 
 
 def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

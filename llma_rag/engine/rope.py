@@ -102,7 +102,7 @@ def _starts_again(model: PreTrainedModel, switch: int) -> bool:
     states = torch.zeros((1, 1, switch, 1), device=model.device)
     cache.update(states, states, 0)
     ids = torch.zeros((1, switch + 1), dtype=torch.long, device=model.device)
-    prepared = model.prepare_inputs_for_generation(  # type: ignore[operator]
+    prepared = model.prepare_inputs_for_generation(  # type: ignore[operator]  # mixin method
         ids, past_key_values=cache, attention_mask=torch.ones_like(ids), use_cache=True
     )
     return prepared.get("past_key_values") is None

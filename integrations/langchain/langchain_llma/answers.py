@@ -181,5 +181,5 @@ def usage_metadata(stats: DecodingStats) -> UsageMetadata:
         output_tokens=stats.generated_tokens,
         total_tokens=stats.prompt_tokens + stats.generated_tokens,
         input_token_details=InputTokenDetails(cache_read=stats.cached_prompt_tokens),
-        output_token_details=OutputTokenDetails(**details),  # type: ignore[typeddict-item]
+        output_token_details=OutputTokenDetails(**details),  # type: ignore[typeddict-item]  # extra keys
     )

@@ -42,7 +42,7 @@ def instrument_vectorstores() -> None:
         super(VectorStore, cls).__init_subclass__(**kwargs)
         _instrument(cls)
 
-    setattr(VectorStore, "__init_subclass__", classmethod(instrument_subclass))  # noqa: B010
+    setattr(VectorStore, "__init_subclass__", classmethod(instrument_subclass))  # noqa: B010  # mypy
 
 
 def _instrument(cls: type) -> None:
