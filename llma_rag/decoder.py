@@ -15,7 +15,7 @@ from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
-from llma_rag.engine.probe import runner_of
+from llma_rag.engine.probe import picture, runner_of
 from llma_rag.loop import Drafting, Loop
 from llma_rag.reference import References
 from llma_rag.result import GenerationOptions, GenerationRequest, GenerationResult, Prompt
@@ -66,14 +66,23 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length(model.config) or UNLIMITED
-        self._runner = runner = with_exactness(runner_of(model), exactness)
+        self._defaults = cast("GenerationOptions", check_names(defaults or {}))
+        self._numbers = max_draft_tokens, min_match_length
+        self._wanted = exactness
+        self._lock = threading.Lock()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what runs the model as it is now: adapters and vocabularies may come and go."""
+        self._picture = picture(self.model)
+        self._runner = runner = with_exactness(runner_of(self.model), self._wanted)
         self._loop = Loop(
-            model,
-            tokenizer,
+            self.model,
+            self.tokenizer,
             runner,
             context_length=self.context_length,
-            defaults=cast("GenerationOptions", check_names(defaults or {})),
-            drafting=Drafting(max_draft_tokens, min_match_length, calibrate(runner).curve),
+            defaults=self._defaults,
+            drafting=Drafting(*self._numbers, calibrate(runner).curve),
         )
         self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
@@ -227,7 +236,11 @@ class Decoder:
             draft=draft,
             namespace=namespace,
         )
-        self._worker.submit(self._loop.decode(request), sink)
+        with self._lock:
+            if picture(self.model) != self._picture:
+                self._worker.stop()
+                self._prepare()
+            self._worker.submit(self._loop.decode(request), sink)
 
     def close(self) -> None:
         """End the worker thread and leave the registry of shared decoders."""

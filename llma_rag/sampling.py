@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from llma_rag.engine.processors import Processor
+from llma_rag.engine.step import usable
 from llma_rag.result import NonFiniteLogitsError
 
 NOISE_RANGE = 42.0
@@ -79,7 +80,7 @@ class Chooser:
         return self._processed(logits, context)
 
     def _processed(self, logits: torch.Tensor, context: Sequence[int]) -> Choose:
-        usable = torch.isfinite(logits.amax(-1)).tolist() if self._check_logits else None
+        is_usable = usable(logits).tolist() if self._check_logits else None
         if self._ids is None:
             self._ids = InputIds(logits.device)
         ids = self._ids
@@ -87,7 +88,7 @@ class Chooser:
         @torch.no_grad()
         def choose(node: int) -> int:
             row = node + 1
-            if usable is not None and not usable[row]:
+            if is_usable is not None and not is_usable[row]:
                 raise NonFiniteLogitsError(len(context))
             scores = logits[row : row + 1].to(torch.float32, copy=True)
             for process in self._processors:
@@ -119,12 +120,10 @@ def greedy(logits: torch.Tensor, context: Sequence[int]) -> Choose:
         NonFiniteLogitsError: By the returned function, where the logits of a node are no numbers.
     """
     values = logits.float()
-    best = values.argmax(-1)
-    finite = torch.isfinite(values.gather(-1, best[:, None])[:, 0])
-    tokens, usable = torch.stack((best, finite.long())).tolist()
+    tokens, is_usable = torch.stack((values.argmax(-1), usable(values).long())).tolist()
 
     def choose(node: int) -> int:
-        if not usable[node + 1]:
+        if not is_usable[node + 1]:
             raise NonFiniteLogitsError(len(context))
         return int(tokens[node + 1])
 

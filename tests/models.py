@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -83,13 +84,16 @@ def tiny_decoder(name: str) -> Decoder:
     return Decoder(tiny_model(name), character_tokenizer())
 
 
+def of_generate(model: PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
+    """Return the tokens that `generate` adds to a prompt."""
+    ids = torch.tensor([prompt])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=1, **options)
+    return output[0, len(prompt) :].tolist()
+
+
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
     """Return what `transformers` writes greedily."""
-    ids = torch.tensor([prompt])
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False
-    )
-    return output[0, len(prompt) :].tolist()
+    return of_generate(model, prompt, max_new_tokens=count, do_sample=False)
 
 
 def shared_folder() -> Path | None:

@@ -1,8 +1,7 @@
-"""The engine's rows, trees, failures and caches: T18, T20, T32, T33 and the trees of T01."""
+"""The engine's rows, trees, failures and caches: T18, T20 and the trees of T01."""
 
 import copy
 import random
-import threading
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from llma_rag.engine.cache import GROWTH, SlabCache, layer_count
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.snapshot import Snapshot
 from llma_rag.engine.step import MAX_OWED, Pass, StepRunner
-from llma_rag.engine.verdict import Verdict
 from tests.driving import decode, random_chain, random_tree
-from tests.families import attentions, build, decoder_of, model_of
+from tests.families import attentions, build, model_of
 from tests.models import VOCAB, character_tokenizer
 
 TREE_FAMILIES = ["llama", "qwen2", "mistral_window", "gpt2", "gemma2", "gemma3"]
@@ -239,74 +237,6 @@ def test_T20_a_row_grows_beyond_its_reserve() -> None:
         for step in steps:
             runner.keep(step, [])
     assert tight.length > GROWTH
-
-
-@pytest.mark.parametrize("setting", ["static", "dynamic", "offloaded"])
-def test_T20_a_cache_that_the_model_asks_for_changes_no_token(setting: str) -> None:
-    """A row has its own cache; `cache_implementation` of the model leads to the same tokens."""
-    model = build("llama", seed=7)
-    ids = torch.tensor([[10, 11, 12]])
-    expected = model.generate(ids, do_sample=False, max_new_tokens=12)[0, 3:].tolist()
-    model.generation_config.cache_implementation = setting
-    decoder = Decoder(model, character_tokenizer())
-    result = decoder.generate([10, 11, 12], references=["abc"], max_new_tokens=12)
-    assert list(result.token_ids) == expected
-
-
-def test_T20_use_cache_false_in_the_configuration_changes_no_token() -> None:
-    model = build("llama", seed=7, use_cache=False)
-    runner = runner_of(model)
-    plain = decode(runner, [10, 11, 12], 12)
-    assert decode(
-        runner, [10, 11, 12], 12, random_chain(random.Random(0), plain.tokens)
-    ).tokens == (decode(StepRunner(model, Verdict(memory="none")), [10, 11, 12], 12).tokens)
-
-
-def test_T32_threads_with_other_references_get_their_own_answers() -> None:
-    decoder = decoder_of("llama", "sdpa")
-    prompts = [[10 + n, 40, 50 - n, 60, 20 + n] for n in range(32)]
-    solo = [decoder.generate(one, max_new_tokens=16, draft=False) for one in prompts]
-    found: dict[int, list] = {}
-
-    def work(number: int) -> None:
-        results = [
-            decoder.generate(
-                prompts[number], references=[solo[number].text, f"{number}"], max_new_tokens=16
-            )
-            for _ in range(8)
-        ]
-        found[number] = results
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, results in found.items():
-        for result in results:
-            assert result.token_ids == solo[number].token_ids
-            for span in result.copied_spans:
-                assert span.reference_index in (0, 1)
-    assert sum(one.stats.accepted_tokens for results in found.values() for one in results) > 0
-
-
-def test_T33_token_ids_go_to_the_device_of_the_embedding() -> None:
-    """Without a second device, the embedding is moved to `meta` and the runner asked."""
-    model = build("llama", seed=8)
-    runner = StepRunner(model)
-    assert runner._device == model.get_input_embeddings().weight.device
-    model.get_input_embeddings().to("meta")
-    assert StepRunner(model)._device == torch.device("cpu"), "offloaded weights count as CPU"
-
-
-def test_T33_layers_spread_by_accelerate_decode_alike() -> None:
-    accelerate = pytest.importorskip("accelerate")
-    model = build("llama", seed=9)
-    expected = decode(runner_of(model), [10, 11, 12], 12).tokens
-    spread = accelerate.cpu_offload(build("llama", seed=9), execution_device="cpu")
-    runner = runner_of(spread)
-    found = decode(runner, [10, 11, 12], 12, random_chain(random.Random(0), expected))
-    assert found.tokens == expected
 
 
 def test_a_snapshot_of_a_cache_puts_back_every_layer() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, PreTrainedModel, TopKLogitsWarper
+from transformers import LogitsProcessor, TopKLogitsWarper
 
 from llma_rag import Decoder
 from llma_rag.testing import ScriptedModel
-from tests.models import VOCAB, character_tokenizer, tiny_model
+from tests.models import VOCAB, character_tokenizer, of_generate, tiny_model
 from tests.scripted import PROMPT, ids, tell
 
 FAMILY = "llama-gqa"
@@ -54,14 +54,6 @@ def decoder() -> Decoder:
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
     source = random.Random(seed)
     return [[0, *[source.randrange(4, VOCAB) for _ in range(6)] * 3] for _ in range(count)]
-
-
-def of_generate(model: PreTrainedModel, prompt: list[int], **options: Any) -> list[int]:
-    tensor = torch.tensor([prompt])
-    output = model.generate(
-        tensor, attention_mask=torch.ones_like(tensor), pad_token_id=1, **options
-    )
-    return output[0, len(prompt) :].tolist()
 
 
 def check(prompt: list[int], options: dict[str, Any], oracle: bool = True) -> int:

@@ -11,30 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from llma_rag import detokenizer, grammar, loop, sampling
+from llma_rag import Reference, decoder, detokenizer, grammar, loop, sampling
 from llma_rag.answer import Answer
-from llma_rag.engine import options, processors
+from llma_rag.engine import options, probe, processors, twin
 from llma_rag.engine.options import Settings
+from llma_rag.reference import AcceptedReferences, accept_references
 from llma_rag.sampling import Chooser, InputIds
 from llma_rag.stopping import Criteria
-from tests import (
-    test_losslessness_failures as failures,
-)
-from tests import (
-    test_losslessness_options as option_tests,
-)
-from tests import (
-    test_losslessness_sampling as sampling_tests,
-)
-from tests import (
-    test_losslessness_stops as stops,
-)
-from tests import (
-    test_losslessness_text as texts,
-)
+from tests import test_losslessness_caches as caches
+from tests import test_losslessness_failures as failures
+from tests import test_losslessness_options as option_tests
+from tests import test_losslessness_requests as requests
+from tests import test_losslessness_sampling as sampling_tests
+from tests import test_losslessness_stops as stops
+from tests import test_losslessness_text as texts
+from tests import test_probe as probes
 
 _end, _over, _criteria = Answer.end, Chooser.over, Criteria.__call__
 _gumbel, _resolve = sampling.gumbel, loop.resolve
+_encode, _retrieved = loop.encode_references, list[Reference]()
 
 
 def eager(self: Chooser, logits: torch.Tensor, context: Sequence[int]) -> Callable[[int], int]:
@@ -85,6 +80,12 @@ def first_bytes(self: detokenizer.Detokenizer, token_id: int) -> str:
     new = self._decode([token_id])
     self._note(new)
     return new
+
+
+def of_all_requests(tokenizer: Any, accepted: AcceptedReferences, most: int) -> Any:
+    """Index what earlier requests retrieved, too."""
+    _retrieved.extend(one for one in accepted.references if one not in _retrieved)
+    return _encode(tokenizer, accept_references(_retrieved), most)
 
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], Any]]] = {
@@ -157,6 +158,26 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], Any]]] = {
         detokenizer.Detokenizer, "add", first_bytes,
         lambda: texts.test_T24_odd_text_is_copied_as_it_is("joined emoji"),
     ),
+    "references outlive their request": (
+        loop, "encode_references", of_all_requests,
+        requests.test_T32_nothing_of_one_tenant_is_drafted_or_cited_for_another,
+    ),
+    "exchanged modules are not noticed": (
+        decoder, "picture", lambda model: (),
+        lambda: caches.test_T33_adapters_count_from_the_next_request_on("sdpa", True),
+    ),
+    "the twin keeps what adapters are switched to": (
+        twin, "_is_known", lambda kind: True,
+        lambda: caches.test_T33_adapters_count_from_the_next_request_on("sdpa", False),
+    ),
+    "a quantised cache is taken for an exact one": (
+        options, "_refuse_unsupported", lambda config: None,
+        caches.test_T20_a_quantised_cache_is_refused_since_it_would_give_other_tokens,
+    ),
+    "the probe takes a padded vocabulary for an error": (
+        probe, "usable", lambda logits: torch.isfinite(logits).all(-1),
+        lambda: probes.test_a_padded_vocabulary_at_minus_infinity_is_exact(1),
+    ),
 }  # fmt: skip
 
 
@@ -165,7 +186,9 @@ def test_each_mutant_is_killed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     place, attribute, mutant, kills = MUTANTS[name]
     assert getattr(place, attribute) is not mutant
     monkeypatch.setattr(place, attribute, mutant)
-    with pytest.raises((AssertionError, pytest.fail.Exception, ValueError, IndexError)):
+    with pytest.raises(
+        (AssertionError, pytest.fail.Exception, ValueError, IndexError, UserWarning)
+    ):
         kills()
 
 

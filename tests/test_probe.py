@@ -6,12 +6,15 @@ import warnings
 import pytest
 import torch
 
+from llma_rag import Decoder
 from llma_rag.engine import probe as probing
+from llma_rag.engine.doctor import examine
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.probe import probe, runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.engine.verdict import Verdict
 from tests.families import ATTENTION, HYBRID, build, config_of, model_of
+from tests.models import VOCAB, character_tokenizer, of_generate
 
 
 @pytest.mark.parametrize("family", ATTENTION)
@@ -104,6 +107,46 @@ def test_logits_that_are_not_finite_are_a_reason() -> None:
     verdict = probe(model)
     assert verdict.exactness == "off"
     assert "not finite" in verdict.reason
+
+
+@pytest.mark.parametrize("padded", [1, 40])
+def test_a_padded_vocabulary_at_minus_infinity_is_exact(padded: int) -> None:
+    """As models hide it; with every option that looks at all scores, answers are `generate`'s."""
+    model = build("llama", seed=14)
+
+    def change(forward, given):
+        output = forward(**given)
+        output.logits[..., -padded:] = -float("inf")
+        return output
+
+    _Wrapped(model, change)
+    assert probe(model).exactness == "exact"
+    assert examine(model).status == "safe"
+    decoder = Decoder(model, character_tokenizer())
+    prompt = [20, 21, 22, 20, 21]
+    for options in ({}, {"repetition_penalty": 1.2}, {"renormalize_logits": True}):
+        expected = of_generate(model, prompt, max_new_tokens=20, **options)
+        text = character_tokenizer().decode(expected)
+        result = decoder.generate(prompt, references=[text], max_new_tokens=20, **options)
+        assert list(result.token_ids) == expected
+    sampled = {"do_sample": True, "seed": 2, "top_k": 0, "max_new_tokens": 20}
+    plain = decoder.generate(prompt, draft=False, **sampled)
+    drafted = decoder.generate(prompt, references=[plain.text], **sampled)
+    assert drafted.token_ids == plain.token_ids
+    assert max(plain.token_ids) < VOCAB - padded
+
+
+def test_rows_of_minus_infinity_alone_are_not_finite() -> None:
+    model = build("llama", seed=14)
+
+    def change(forward, given):
+        output = forward(**given)
+        output.logits[:] = -float("inf")
+        return output
+
+    _Wrapped(model, change)
+    with pytest.warns(UserWarning, match="not finite.*decoded as without references"):
+        runner_of(model)
 
 
 def test_a_mask_that_is_ignored_leaves_chains() -> None:

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.probe import probe
-from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.step import Pass, StepRunner, usable
 
 Status = Literal["safe", "degraded", "unusable"]
 
@@ -97,7 +97,7 @@ def _what_is_broken(runner: StepRunner) -> str | None:
         logits = runner.run(Pass(runner.open_row(8), [1, 2, 3]))
     except Exception as error:  # whatever a model raises is the finding
         return f"The model fails on three tokens: {_line(error)}"
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(usable(logits).all()):
         return "The model's logits are not finite; check its weights and its dtype."
     return None
 

@@ -5,9 +5,12 @@ import weakref
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import PACKED
-from llma_rag.engine.twin import can_twin, twin
+from llma_rag.engine.twin import can_twin, modules_of, twin
 
-_views: "weakref.WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = weakref.WeakKeyDictionary()
+_View = tuple[tuple[object, ...], PreTrainedModel]
+"""The modules that a model had, and the twin that was made of them."""
+
+_views: "weakref.WeakKeyDictionary[PreTrainedModel, _View]" = weakref.WeakKeyDictionary()
 
 
 def can_be_fast(model: PreTrainedModel) -> bool:
@@ -26,7 +29,12 @@ def can_be_fast(model: PreTrainedModel) -> bool:
 
 
 def fast_view(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the twin of `model` that attends with `packed_attention`; made once per model."""
-    if model not in _views:
-        _views[model] = twin(model, attention=PACKED)
-    return _views[model]
+    """Return the twin of `model` that attends with `packed_attention`.
+
+    Made once per model, and again where modules of the model were exchanged.
+    """
+    modules = modules_of(model)
+    known = _views.get(model)
+    if known is None or known[0] != modules:
+        known = _views[model] = (modules, twin(model, attention=PACKED))
+    return known[1]

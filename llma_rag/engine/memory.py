@@ -15,6 +15,11 @@ STATE_NAMES = ("past_key_values", "cache_params", "state")
 """Names under which models take and return their state, tried in this order."""
 
 
+def forward_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of what a model's `forward` takes, through the wrapper of torch.compile."""
+    return frozenset(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters)
+
+
 class Memory(Protocol):
     """The memory of one row; a pass is `open`, the model's forward, `take` or `undo`, `keep`."""
 
@@ -103,7 +108,7 @@ class OwnMemory:
         Raises:
             ValueError: If the model takes its state by no argument that is known here.
         """
-        parameters = inspect.signature(model.forward).parameters
+        parameters = forward_parameters(model)
         name = next((name for name in STATE_NAMES if name in parameters), None)
         if name is None:
             raise ValueError(f"`model` takes none of {', '.join(STATE_NAMES)}; it keeps no state.")

@@ -133,6 +133,10 @@ _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "force_words_ids": (bool, "beam search is not decoded here; use `grammar`"),
     "penalty_alpha": (lambda value: value > 0, "contrastive search is not decoded here"),
     "dola_layers": (bool, "DoLa decoding is not done here"),
+    "cache_implementation": (
+        lambda value: value == "quantized",
+        "keys and values are kept as they are computed",
+    ),
     "token_healing": (bool, "a prompt is used as it is"),
     "encoder_repetition_penalty": (lambda value: value != 1, "it needs an encoder"),
     "encoder_no_repeat_ngram_size": (lambda value: value > 0, "it needs an encoder"),

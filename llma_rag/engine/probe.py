@@ -15,7 +15,8 @@ from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.rope import UNBOUNDED
-from llma_rag.engine.step import Pass, Row, StepRunner, check_model
+from llma_rag.engine.step import Pass, Row, StepRunner, check_model, usable
+from llma_rag.engine.twin import modules_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
 
 PROBED_TOKENS = 32
@@ -41,19 +42,29 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
         ValueError: If the model is in training mode or has an encoder.
     """
     check_model(model)
-    kernel = getattr(model.config, "_attn_implementation", None)
-    key = (model.dtype, model.device, kernel, can_be_fast(model))
+    key = picture(model)
     known = _verdicts.setdefault(model, {})
     if key not in known:
         known[key] = probe(model)
         if known[key].exactness == "off":
             warnings.warn(
                 f"References do not speed up {type(model).__name__}: {known[key].reason} It is "
-                "decoded plainly, one token per forward pass; its answers are right.",
+                "decoded as without references, one token per forward pass.",
                 stacklevel=3,
             )
     verdict = known[key]
     return StepRunner(fast_view(model) if verdict.fast else model, verdict)
+
+
+def picture(model: PreTrainedModel) -> tuple[object, ...]:
+    """Return what a verdict and a runner hang on; it is another one once the model was changed.
+
+    Values of weights do not count, modules, their devices and the size of the vocabulary do.
+    """
+    kernel = getattr(model.config, "_attn_implementation", None)
+    weight = model.get_input_embeddings().weight
+    kind = (model.dtype, model.device, kernel, weight.shape, can_be_fast(model))
+    return (*kind, *modules_of(model))
 
 
 @torch.inference_mode()
@@ -138,7 +149,7 @@ def _verdict(model: PreTrainedModel, memory: MemoryKind, steps: _Steps) -> Verdi
     worst = steps.compare(_chain(runner, steps), "A pass over several tokens")
     what = f"Passes over several tokens give the logits of single steps (to {worst:.1e})"
     trees = memory == "slab" and knows_layers(model.config) and _trees_are_right(runner, steps)
-    rounds = torch.finfo(model.dtype).bits < 32 or worst > 1e-4 * float(steps.logits.abs().max())
+    rounds = torch.finfo(model.dtype).bits < 32 or worst > 1e-4 * _scale(steps.logits)
     if rounds:
         kind = str(model.dtype).removeprefix("torch.")
         reason = f"{what}, as near as {kind} rounds; near ties may be decided otherwise."
@@ -180,21 +191,26 @@ def _single_steps(model: PreTrainedModel, ids: list[int]) -> _Steps:
     prompt = len(ids) // 2
     parts = [ids[:prompt], *([token] for token in ids[prompt:])]
     logits = torch.stack([_feed(runner, row, part) for part in parts])
-    if not bool(torch.isfinite(logits).all()):
+    if not bool(usable(logits).all()):
         raise _WrongError("Its logits are not finite.")
     return _Steps(ids, logits, _tolerance(model.dtype, logits, at_once[prompt - 1 :].float()))
 
 
 def _tolerance(dtype: torch.dtype, steps: torch.Tensor, at_once: torch.Tensor) -> float:
     """Return thrice the difference of single steps to one pass, within bounds for the dtype."""
-    scale = float(steps.abs().max())
+    scale = _scale(steps)
     low = torch.finfo(dtype).bits < 32
     least, most = (torch.finfo(dtype).eps, 0.05) if low else (1e-5, 1e-3)
     return scale * min(max(3 * _difference(steps, at_once) / scale, least), most)
 
 
+def _scale(logits: torch.Tensor) -> float:
+    return float(logits[torch.isfinite(logits)].abs().max())
+
+
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().mean(-1).max())
+    distance = torch.where(one == other, 0.0, (one - other).abs())  # infinite ones may be equal
+    return float(distance.mean(-1).max())
 
 
 def _feed(runner: StepRunner, row: Row, tokens: list[int]) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Run forward passes of one model; knows token ids and caches, not where drafts come from."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import attention_for_tree, knows_layers
-from llma_rag.engine.memory import Memory, SlabMemory, memory_of
+from llma_rag.engine.memory import Memory, SlabMemory, forward_parameters, memory_of
 from llma_rag.engine.rope import UNBOUNDED, LengthDependentRope
 from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
@@ -87,7 +86,7 @@ class StepRunner:
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
         self._most_positions = context_length(model.config) or UNBOUNDED
-        self._parameters = frozenset(inspect.signature(model.forward).parameters)
+        self._parameters = forward_parameters(model)
 
     @property
     def supports_trees(self) -> bool:
@@ -194,6 +193,14 @@ class StepRunner:
 
     def _tensor(self, row: list[int]) -> torch.Tensor:
         return torch.tensor([row], device=self._device)
+
+
+def usable(logits: torch.Tensor) -> torch.Tensor:
+    """Return, for logits [..., vocabulary], where a token can be chosen from them.
+
+    Some tokens at minus infinity are usual: models with a padded vocabulary hide the padding so.
+    """
+    return torch.isfinite(logits.amax(-1))
 
 
 def check_model(model: PreTrainedModel) -> None:
