@@ -2,99 +2,24 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
-from langchain_core.messages.content import Citation
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
+from langchain_core.outputs import (
+    ChatGeneration,
+    ChatGenerationChunk,
+    Generation,
+    GenerationChunk,
+    LLMResult,
+)
 
-from langchain_llma.citations import citations_of
-from langchain_llma.local_model import PROVIDER, as_reference
-from langchain_llma.scopes import CapturedDocument, origins
-from langchain_llma.tool_calls import HeldText, ReadAnswer, Tool, read_answer, read_parsed
-from llma_rag import DecodingStats, GenerationResult, Reference
-
-if TYPE_CHECKING:
-    from llma_rag import Decoder, GenerationOptions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request as it goes to the decoder, and what its answer needs to be shown.
-
-    Attributes:
-        decoder: The decoder that answers.
-        model: The name of its model.
-        prompt: Token ids of a conversation, or a text.
-        documents: What may be copied, in the order of the references.
-        options: Options of the decoder.
-        tools: Tools that the model may call.
-        draft: Whether tokens may be drafted.
-        namespace: Whose request this is.
-        citations: What is cited.
-        min_citation_words: Shortest run that is cited.
-    """
-
-    decoder: "Decoder"
-    model: str
-    prompt: str | list[int]
-    documents: tuple[CapturedDocument, ...]
-    options: "GenerationOptions"
-    tools: tuple[Tool, ...] = ()
-    draft: bool = True
-    namespace: str | None = None
-    citations: Literal["prompt", "scope", "off"] = "prompt"
-    min_citation_words: int = 4
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Everything but the prompt that the decoder's methods take."""
-        return {
-            "references": self.references,
-            "draft": self.draft,
-            "namespace": self.namespace,
-            **self.options,
-        }
-
-    @property
-    def references(self) -> list[Reference]:
-        """The documents as the decoder takes them."""
-        return [as_reference(entry.document) for entry in self.documents]
-
-    def cited(self, answer: str, result: GenerationResult) -> list[Citation]:
-        """Return the citations of an answer, whose beginning at least is the result's text."""
-        sources: Sequence[Document] = [entry.document for entry in self.documents]
-        shown = answer if result.text.startswith(answer) else ""
-        return citations_of(
-            shown,
-            result.copied_spans,
-            sources,
-            min_words=self.min_citation_words,
-            scope=self.citations,
-        )
-
-    def read(self, result: GenerationResult) -> ReadAnswer:
-        """Separate tool calls from text, by the tokenizer's own rules where it has some."""
-        if self.parses_itself:
-            parse = self.decoder.tokenizer.parse_response
-            return read_parsed(
-                parse(list(result.token_ids), prefix=self.prompt, tools=list(self.tools))
-            )
-        return read_answer(result.text, self.tools)
-
-    @property
-    def parses_itself(self) -> bool:
-        """Whether the tokenizer knows how its model writes tool calls."""
-        known = getattr(self.decoder.tokenizer, "response_template", None)
-        return bool(self.tools) and known is not None
-
-    def held_text(self) -> HeldText:
-        """Return what keeps tool calls out of a streamed text."""
-        return HeldText(hold=bool(self.tools), hold_all=self.parses_itself)
+from langchain_llma.calls import Call
+from langchain_llma.options import PROVIDER
+from langchain_llma.scopes import origins
+from langchain_llma.tool_calls import HeldText, ReadAnswer
+from llma_rag import DecodingStats, GenerationResult
 
 
 def generation(call: Call, result: GenerationResult) -> ChatGeneration:
@@ -110,15 +35,15 @@ def generation(call: Call, result: GenerationResult) -> ChatGeneration:
     return ChatGeneration(message=message)
 
 
-def text_chunk(text: str) -> ChatGenerationChunk:
-    """Return a piece of a streamed answer."""
+def message_piece(text: str) -> ChatGenerationChunk:
+    """Return a piece of a streamed message."""
     return ChatGenerationChunk(
         message=AIMessageChunk(content=text, response_metadata={"model_provider": PROVIDER})
     )
 
 
-def last_chunk(call: Call, result: GenerationResult, held: HeldText) -> ChatGenerationChunk:
-    """Return the end of a streamed answer; all metadata stands here, for chunks add up.
+def message_end(call: Call, result: GenerationResult, held: HeldText) -> ChatGenerationChunk:
+    """Return the end of a streamed message; all metadata stands here, for chunks add up.
 
     Arguments that are no JSON go as a quoted string: core would repair them when it adds chunks.
     """
@@ -137,6 +62,47 @@ def last_chunk(call: Call, result: GenerationResult, held: HeldText) -> ChatGene
         chunk_position="last",
     )
     return ChatGenerationChunk(message=message)
+
+
+def text_piece(text: str) -> GenerationChunk:
+    """Return a piece of a streamed completion."""
+    return GenerationChunk(text=text)
+
+
+def text_end(call: Call, result: GenerationResult, held: HeldText) -> GenerationChunk:
+    """Return the end of a streamed completion; all metadata stands here."""
+    return GenerationChunk(
+        text=held.rest_of(result.text), generation_info=generation_info(call, result)
+    )
+
+
+def generation_info(call: Call, result: GenerationResult) -> dict[str, Any]:
+    """Return finish reason, citations and the cost of a completion."""
+    cited = call.cited(result.text, result)
+    return {
+        "finish_reason": result.finish_reason,
+        **({"citations": cited} if cited else {}),
+        "usage": usage_metadata(result.stats),
+        PROVIDER: decoding_metadata(call, result.stats),
+    }
+
+
+def llm_result(calls: Sequence[Call], results: Sequence[GenerationResult]) -> LLMResult:
+    """Return finished completions, one for each call."""
+    usage = [usage_metadata(result.stats) for result in results]
+    return LLMResult(
+        generations=[
+            [Generation(text=result.text, generation_info=generation_info(call, result))]
+            for call, result in zip(calls, results, strict=True)
+        ],
+        llm_output={
+            "model_name": calls[0].model if calls else None,
+            "token_usage": {
+                name: sum(entry[name] for entry in usage)
+                for name in ("input_tokens", "output_tokens", "total_tokens")
+            },
+        },
+    )
 
 
 def response_metadata(call: Call, result: GenerationResult, answer: ReadAnswer) -> dict[str, Any]:

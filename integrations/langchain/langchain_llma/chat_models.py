@@ -1,7 +1,8 @@
 """A local chat model that copies from the documents of its chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,11 +18,13 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from langchain_llma.answers import Call, generation, last_chunk, text_chunk
-from langchain_llma.local_model import MODEL_CONFIG, PROVIDER, LocalModel, given_documents
+from langchain_llma.answers import generation, message_end, message_piece
+from langchain_llma.calls import Call
+from langchain_llma.local_model import MODEL_CONFIG, LocalModel
+from langchain_llma.options import PROVIDER
 from langchain_llma.profiles import profile_of
-from langchain_llma.prompts import prompt_ids, prompt_text
-from langchain_llma.scopes import CapturedDocument, captured_documents, parent_of
+from langchain_llma.prompts import Template, prompt_ids, prompt_text
+from langchain_llma.scopes import CapturedDocument, parent_of
 from langchain_llma.structured import (
     Method,
     Schema,
@@ -59,6 +62,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
 
     chat_template: str | None = Field(default=None, repr=False)
     """A Jinja template to use instead of the tokenizer's."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Variables of the template, for example `{"enable_thinking": False}`; also with a call."""
     streaming: bool = False
     """Whether `invoke` streams inside, for callbacks that follow tokens."""
 
@@ -85,14 +90,14 @@ class ChatLLMA(LocalModel, BaseChatModel):
         return super()._get_invocation_params(stop=stop, **told)
 
     def _resolve_model_profile(self) -> "ModelProfile | None":
-        return profile_of(self.model)
+        return profile_of(self.model, self.chat_template)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
         """Count the tokens of a conversation as its chat template writes it."""
         formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self.chat_template))
+        return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self._template()))
 
     def bind_tools(
         self,
@@ -173,7 +178,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._prepare(messages, self._documents(messages, run_manager, kwargs), stop, kwargs)
+        call = self._prepare(messages, self._found(messages, run_manager, kwargs), stop, kwargs)
         result = call.decoder.generate(call.prompt, **call.arguments)
         return ChatResult(generations=[generation(call, result)])
 
@@ -195,14 +200,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = self._prepare(messages, self._documents(messages, run_manager, kwargs), stop, kwargs)
-        held = call.held_text()
-        with call.decoder.stream(call.prompt, **call.arguments) as stream:
-            for chunk in stream:
-                if text := held.feed(chunk.text):
-                    yield text_chunk(text)
-            result = stream.result
-        yield last_chunk(call, result, held)
+        call = self._prepare(messages, self._found(messages, run_manager, kwargs), stop, kwargs)
+        yield from call.stream(message_piece, message_end)
 
     async def _astream(
         self,
@@ -212,23 +211,17 @@ class ChatLLMA(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await self._aprepare(messages, stop, run_manager, kwargs)
-        held = call.held_text()
-        async with call.decoder.astream(call.prompt, **call.arguments) as stream:
-            async for chunk in stream:
-                if text := held.feed(chunk.text):
-                    yield text_chunk(text)
-            result = stream.result
-        yield last_chunk(call, result, held)
+        async with aclosing(call.astream(message_piece, message_end)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
-    def _documents(
+    def _found(
         self, messages: list[BaseMessage], run_manager: Any, kwargs: dict[str, Any]
     ) -> tuple[CapturedDocument, ...]:
-        """Given documents, then captured ones; must run in the caller's context."""
-        given = given_documents(kwargs.pop("references", None))
-        if not self.capture:
-            return tuple(given)
-        parent = parent_of(run_manager, messages)
-        return (*given, *captured_documents(prompt_text(messages), parent, messages))
+        parent = parent_of(run_manager, messages) if self.capture else None
+        return self._documents(
+            kwargs.pop("references", None), prompt_text(messages), parent, messages
+        )
 
     async def _aprepare(
         self,
@@ -238,7 +231,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         kwargs: dict[str, Any],
     ) -> Call:
         """Loading and tokenising take time; the event loop does not wait for them."""
-        documents = self._documents(messages, run_manager, kwargs)
+        documents = self._found(messages, run_manager, kwargs)
         return await asyncio.to_thread(self._prepare, messages, documents, stop, kwargs)
 
     def _prepare(
@@ -249,22 +242,19 @@ class ChatLLMA(LocalModel, BaseChatModel):
         kwargs: dict[str, Any],
     ) -> Call:
         options = dict(kwargs)
-        model = options.pop("model", self.model)
         choice = options.pop("tool_choice", None)
-        tools = tuple(options.pop("tools", None) or ()) if choice != "none" else ()
+        bound = tuple(options.pop("tools", None) or ())
+        tools = bound if choice != "none" else ()
         schema = answer_schema(tools, choice, options.pop("response_format", None))
-        options.pop("tools", None)
+        template = self._template(options.pop("chat_template_kwargs", None))
         options.pop("stream", None)  # core's own switch, already obeyed
-        decoder = self._decoder_of(model)
-        return Call(
-            decoder=decoder,
-            model=model,
-            prompt=prompt_ids(decoder.tokenizer, messages, tools, self.chat_template),
-            documents=documents,
-            tools=tools,
-            draft=options.pop("draft", self.draft),
-            namespace=options.pop("namespace", self.namespace),
-            options=self._generation_options(stop, options | {"json_schema": schema}),
-            citations=self.citations,
-            min_citation_words=self.min_citation_words,
+        return self._call(
+            lambda decoder: prompt_ids(decoder.tokenizer, messages, tools, template),
+            documents,
+            stop,
+            options | {"json_schema": schema},
+            tools,
         )
+
+    def _template(self, given: Mapping[str, Any] | None = None) -> Template:
+        return Template(self.chat_template, {**self.chat_template_kwargs, **(given or {})})

@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.block_translators import register_translator
 from langchain_core.messages.content import Citation, ContentBlock, create_citation
 
-from langchain_llma.local_model import PROVIDER
+from langchain_llma.options import PROVIDER
 from llma_rag import CopiedSpan
 
 _WEB = ("http://", "https://")

@@ -1,9 +1,10 @@
 """A local text-completion model that copies from the documents of its chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import aclosing, closing
+from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -11,31 +12,13 @@ from langchain_core.callbacks import (
     Callbacks,
 )
 from langchain_core.language_models import BaseLLM, LangSmithParams
-from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.outputs import GenerationChunk, LLMResult
 
-from langchain_llma.answers import Call, decoding_metadata, usage_metadata
-from langchain_llma.local_model import MODEL_CONFIG, PROVIDER, LocalModel, given_documents
-from langchain_llma.options import fields_of_pipeline, from_pipeline_kwargs
-from langchain_llma.scopes import (
-    CapturedDocument,
-    captured_documents,
-    each_prompt_with_its_caller,
-    parents_of,
-)
-
-if TYPE_CHECKING:
-    from llma_rag import GenerationResult
-
-_LOADING_FIELDS = {
-    "attn_implementation": "attn_implementation",
-    "dtype": "dtype",
-    "quantization_config": "quantization_config",
-    "revision": "revision",
-    "token": "hf_token",
-    "torch_dtype": "dtype",
-    "trust_remote_code": "trust_remote_code",
-}
-"""Arguments of `from_pretrained` that are fields here."""
+from langchain_llma.answers import llm_result, text_end, text_piece
+from langchain_llma.calls import Call
+from langchain_llma.local_model import MODEL_CONFIG, LocalModel
+from langchain_llma.options import PROVIDER, from_pipeline_kwargs
+from langchain_llma.scopes import CapturedDocument, each_prompt_with_its_caller, parents_of
 
 
 class LLMA(LocalModel, BaseLLM):
@@ -51,51 +34,6 @@ class LLMA(LocalModel, BaseLLM):
     """
 
     model_config = MODEL_CONFIG
-
-    @classmethod
-    def from_model_id(
-        cls,
-        model_id: str,
-        task: str = "text-generation",
-        backend: str = "default",
-        device: int | str | None = None,
-        device_map: str | dict[str, Any] | None = None,
-        model_kwargs: Mapping[str, Any] | None = None,
-        pipeline_kwargs: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Take the arguments of `HuggingFacePipeline.from_model_id`.
-
-        Args:
-            model_id: Path or hub name of the model.
-            task: Only `"text-generation"`.
-            backend: Only `"default"`.
-            device: GPU number, -1 for the CPU, or a device name.
-            device_map: As in `from_pretrained`.
-            model_kwargs: Arguments of `from_pretrained`.
-            pipeline_kwargs: Options of every answer.
-            batch_size: Not needed: the prompts of a batch meet in the engine.
-            **kwargs: Fields of this class.
-
-        Raises:
-            ValueError: For another task or backend.
-        """
-        for name, got, only in (
-            ("task", task, "text-generation"),
-            ("backend", backend, "default"),
-        ):
-            if got != only:
-                msg = f"`{name}` must be {only!r}, got {got!r}."
-                raise ValueError(msg)
-        fields, loading = _split_loading(model_kwargs or {})
-        return cls(
-            model=model_id,
-            device="cpu" if device == -1 else device,
-            device_map=device_map,
-            model_kwargs=loading,
-            **{**fields, **fields_of_pipeline(pipeline_kwargs or {}), **kwargs},
-        )
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
@@ -140,15 +78,15 @@ class LLMA(LocalModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        documents = self._documents(prompts, run_manager, kwargs)
-        calls = self._prepare_all(prompts, documents, stop, kwargs)
+        documents = self._found(prompts, run_manager, kwargs)
+        calls = self._prepare(prompts, documents, stop, kwargs)
         waiting = [call.decoder.submit(call.prompt, **call.arguments) for call in calls]
         try:
             results = [future.result() for future in waiting]
         except BaseException:
             _cancel(waiting)
             raise
-        return _as_llm_result(calls, results)
+        return llm_result(calls, results)
 
     async def _agenerate(
         self,
@@ -157,8 +95,7 @@ class LLMA(LocalModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        documents = self._documents(prompts, run_manager, kwargs)
-        calls = await asyncio.to_thread(self._prepare_all, prompts, documents, stop, kwargs)
+        calls = await self._aprepare(prompts, stop, run_manager, kwargs)
         tasks = [
             asyncio.ensure_future(call.decoder.agenerate(call.prompt, **call.arguments))
             for call in calls
@@ -168,7 +105,7 @@ class LLMA(LocalModel, BaseLLM):
         except BaseException:
             _cancel(tasks)
             raise
-        return _as_llm_result(calls, results)
+        return llm_result(calls, results)
 
     def _stream(
         self,
@@ -177,18 +114,13 @@ class LLMA(LocalModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        documents = self._documents([prompt], run_manager, kwargs)
-        call = self._prepare(prompt, documents[0], stop, kwargs)
-        with call.decoder.stream(call.prompt, **call.arguments) as stream:
-            for chunk in stream:
-                if not chunk.text:
-                    continue
-                piece = GenerationChunk(text=chunk.text)
-                if run_manager:
-                    run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
-            result = stream.result
-        yield GenerationChunk(text="", generation_info=_generation_info(call, result))
+        found = self._found([prompt], run_manager, kwargs)
+        (call,) = self._prepare([prompt], found, stop, kwargs)
+        with closing(call.stream(text_piece, text_end)) as chunks:
+            for chunk in chunks:
+                if run_manager and chunk.text:
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
     async def _astream(
         self,
@@ -197,103 +129,51 @@ class LLMA(LocalModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        documents = self._documents([prompt], run_manager, kwargs)
-        call = await asyncio.to_thread(self._prepare, prompt, documents[0], stop, kwargs)
-        async with call.decoder.astream(call.prompt, **call.arguments) as stream:
-            async for chunk in stream:
-                if not chunk.text:
-                    continue
-                piece = GenerationChunk(text=chunk.text)
-                if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=piece)
-                yield piece
-            result = stream.result
-        yield GenerationChunk(text="", generation_info=_generation_info(call, result))
+        (call,) = await self._aprepare([prompt], stop, run_manager, kwargs)
+        async with aclosing(call.astream(text_piece, text_end)) as chunks:
+            async for chunk in chunks:
+                if run_manager and chunk.text:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
 
-    def _documents(
+    def _found(
         self, prompts: list[str], run_manager: Any, kwargs: dict[str, Any]
     ) -> list[tuple[CapturedDocument, ...]]:
-        """Given, then captured documents of each prompt; must run in the caller's context."""
-        given = given_documents(kwargs.pop("references", None))
-        if not self.capture:
-            return [tuple(given)] * len(prompts)
+        """Return the documents of each prompt."""
+        given = kwargs.pop("references", None)
+        parents = parents_of(prompts, run_manager) if self.capture else [None] * len(prompts)
         return [
-            (*given, *captured_documents(prompt, parent))
-            for prompt, parent in zip(prompts, parents_of(prompts, run_manager), strict=True)
+            self._documents(given, prompt, parent)
+            for prompt, parent in zip(prompts, parents, strict=True)
         ]
 
-    def _prepare_all(
+    async def _aprepare(
+        self,
+        prompts: list[str],
+        stop: list[str] | None,
+        run_manager: Any,
+        kwargs: dict[str, Any],
+    ) -> list[Call]:
+        """Loading takes time; the event loop does not wait for it."""
+        documents = self._found(prompts, run_manager, kwargs)
+        return await asyncio.to_thread(self._prepare, prompts, documents, stop, kwargs)
+
+    def _prepare(
         self,
         prompts: list[str],
         documents: list[tuple[CapturedDocument, ...]],
         stop: list[str] | None,
         kwargs: dict[str, Any],
     ) -> list[Call]:
-        return [
-            self._prepare(prompt, entry, stop, kwargs)
-            for prompt, entry in zip(prompts, documents, strict=True)
-        ]
-
-    def _prepare(
-        self,
-        prompt: str,
-        documents: tuple[CapturedDocument, ...],
-        stop: list[str] | None,
-        kwargs: dict[str, Any],
-    ) -> Call:
         options = dict(kwargs)
-        model = options.pop("model", self.model)
-        pipeline = from_pipeline_kwargs(options.pop("pipeline_kwargs", None) or {})
-        return Call(
-            decoder=self._decoder_of(model),
-            model=model,
-            prompt=prompt,
-            documents=documents,
-            draft=options.pop("draft", self.draft),
-            namespace=options.pop("namespace", self.namespace),
-            options=self._generation_options(stop, pipeline | options),
-            citations=self.citations,
-            min_citation_words=self.min_citation_words,
-        )
-
-
-def _generation_info(call: Call, result: "GenerationResult") -> dict[str, Any]:
-    cited = call.cited(result.text, result)
-    return {
-        "finish_reason": result.finish_reason,
-        **({"citations": cited} if cited else {}),
-        "usage": usage_metadata(result.stats),
-        PROVIDER: decoding_metadata(call, result.stats),
-    }
-
-
-def _as_llm_result(calls: list[Call], results: "Sequence[GenerationResult]") -> LLMResult:
-    usage = [usage_metadata(result.stats) for result in results]
-    return LLMResult(
-        generations=[
-            [Generation(text=result.text, generation_info=_generation_info(call, result))]
-            for call, result in zip(calls, results, strict=True)
-        ],
-        llm_output={
-            "model_name": calls[0].model if calls else None,
-            "token_usage": {
-                name: sum(entry[name] for entry in usage)
-                for name in ("input_tokens", "output_tokens", "total_tokens")
-            },
-        },
-    )
+        pipeline = options.pop("pipeline_kwargs", None) or {}
+        options = from_pipeline_kwargs({**pipeline, **options})
+        return [
+            self._call(prompt, found, stop, options)
+            for prompt, found in zip(prompts, documents, strict=True)
+        ]
 
 
 def _cancel(waiting: "Sequence[Future[Any] | asyncio.Future[Any]]") -> None:
     for future in waiting:
         future.cancel()
-
-
-def _split_loading(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate arguments of `from_pretrained` that are fields of the class from the rest."""
-    fields = {
-        _LOADING_FIELDS[name]: value for name, value in given.items() if name in _LOADING_FIELDS
-    }
-    if "dtype" in fields:
-        fields["dtype"] = str(fields["dtype"]).removeprefix("torch.")
-    return fields, {name: value for name, value in given.items() if name not in _LOADING_FIELDS}

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self
+from uuid import UUID
 
-from langchain_core.documents import Document
+from langchain_core.messages import BaseMessage
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -16,17 +17,16 @@ from pydantic import (
 )
 
 import llma_rag
-from langchain_llma.options import fields_of_pipeline, generation_options
-from langchain_llma.scopes import CapturedDocument
-from llma_rag import Reference
+from langchain_llma.calls import Call
+from langchain_llma.documents import Given, given_documents
+from langchain_llma.options import fields_of_loading, fields_of_pipeline, generation_options
+from langchain_llma.scopes import CapturedDocument, captured_documents
+from langchain_llma.tool_calls import Tool
 
 if TYPE_CHECKING:
     from llma_rag import Decoder, GenerationOptions
 
-PROVIDER = "llma"
 MODEL_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-Given: TypeAlias = Document | Reference | str
-"""What `references=` takes, one or several."""
 
 
 class _Held:
@@ -123,6 +123,50 @@ class LocalModel(BaseModel):
     @classmethod
     def _as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @classmethod
+    def from_model_id(
+        cls,
+        model_id: str,
+        task: str | None = None,
+        backend: str = "default",
+        device: int | str | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        pipeline_kwargs: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Take the arguments of `from_model_id` of `HuggingFacePipeline` and `ChatHuggingFace`.
+
+        Args:
+            model_id: Path or hub name of the model.
+            task: Only `"text-generation"`.
+            backend: Only `"default"`, which `ChatHuggingFace` calls `"pipeline"`.
+            device: GPU number, -1 for the CPU, or a device name.
+            device_map: As in `from_pretrained`.
+            model_kwargs: Arguments of `from_pretrained`.
+            pipeline_kwargs: Options of every answer.
+            batch_size: Not needed: requests of a batch meet in the decoder.
+            **kwargs: Fields of this class.
+
+        Raises:
+            ValueError: For another task or backend.
+        """
+        for name, got, known in (
+            ("task", task, (None, "text-generation")),
+            ("backend", backend, ("default", "pipeline")),
+        ):
+            if got not in known:
+                msg = f"`{name}` must be {known[-1]!r}, got {got!r}."
+                raise ValueError(msg)
+        fields = fields_of_loading(model_kwargs or {}) | fields_of_pipeline(pipeline_kwargs or {})
+        return cls(
+            model=model_id,
+            device="cpu" if device == -1 else device,
+            device_map=device_map,
+            **{**fields, **kwargs},
+        )
 
     @classmethod
     def from_decoder(cls, decoder: "Decoder", **fields: Any) -> Self:
@@ -233,38 +277,38 @@ class LocalModel(BaseModel):
         }
         return generation_options(fields, self.options, call, {"stop": stop or None})
 
+    def _documents(
+        self,
+        given: Given | Sequence[Given] | None,
+        prompt: str,
+        parent: UUID | None,
+        messages: Sequence[BaseMessage] = (),
+    ) -> tuple[CapturedDocument, ...]:
+        """Given documents, then captured ones; must run in the caller's context."""
+        captured = captured_documents(prompt, parent, messages) if self.capture else ()
+        return (*given_documents(given), *captured)
 
-def given_documents(given: Given | Sequence[Given] | None) -> list[CapturedDocument]:
-    """Return the documents of a `references=` argument.
-
-    Raises:
-        TypeError: If an entry is neither a document, a `Reference` nor a text.
-    """
-    if given is None:
-        return []
-    listed = [given] if isinstance(given, (Document, Reference, str)) else list(given)
-    return [CapturedDocument(_as_document(entry), "argument", False) for entry in listed]
-
-
-def as_reference(document: Document) -> Reference:
-    """Return the text of a document under its id or source."""
-    name = document.id or document.metadata.get("source")
-    return Reference(
-        document.page_content,
-        id=str(name) if name is not None else None,
-        metadata=document.metadata,
-    )
-
-
-def _as_document(entry: object) -> Document:
-    if isinstance(entry, Document):
-        return entry
-    if isinstance(entry, Reference):
-        return Document(page_content=entry.text, id=entry.id, metadata=dict(entry.metadata))
-    if isinstance(entry, str):
-        return Document(page_content=entry)
-    msg = (
-        "`references` must hold documents, `llma_rag.Reference` objects or texts, got "
-        f"`{type(entry).__name__}`. Wrap other objects in `Document(page_content=...)`."
-    )
-    raise TypeError(msg)
+    def _call(
+        self,
+        prompt: str | Callable[["Decoder"], list[int]],
+        documents: tuple[CapturedDocument, ...],
+        stop: Sequence[str] | None,
+        given: Mapping[str, Any],
+        tools: tuple[Tool, ...] = (),
+    ) -> Call:
+        """Put together a request from the fields and from what was given with the call."""
+        options = dict(given)
+        model = options.pop("model", self.model)
+        decoder = self._decoder_of(model)
+        return Call(
+            decoder=decoder,
+            model=model,
+            prompt=prompt(decoder) if callable(prompt) else prompt,
+            documents=documents,
+            tools=tools,
+            draft=options.pop("draft", self.draft),
+            namespace=options.pop("namespace", self.namespace),
+            options=self._generation_options(stop, options),
+            citations=self.citations,
+            min_citation_words=self.min_citation_words,
+        )

@@ -1,9 +1,12 @@
-"""Translate LangChain's names of sampling options into the decoder's."""
+"""Translate the names of LangChain and of transformers' pipelines into ours."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 from llma_rag import GenerationOptions
+
+PROVIDER = "llma"
+"""Our name in messages and traces."""
 
 _DECODER_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -13,6 +16,17 @@ _DECODER_NAMES = {
 _ONLY_WHEN_SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "seed",
 )  # fmt: skip
+
+_LOADING_FIELDS = {
+    "attn_implementation": "attn_implementation",
+    "dtype": "dtype",
+    "quantization_config": "quantization_config",
+    "revision": "revision",
+    "token": "hf_token",
+    "torch_dtype": "dtype",
+    "trust_remote_code": "trust_remote_code",
+}
+"""Arguments of `from_pretrained` that are fields here."""
 
 
 def generation_options(*layers: Mapping[str, Any]) -> GenerationOptions:
@@ -46,16 +60,21 @@ def generation_options(*layers: Mapping[str, Any]) -> GenerationOptions:
 def from_pipeline_kwargs(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the `pipeline_kwargs` of `HuggingFacePipeline`.
 
+    `pad_token_id` is dropped: nothing is padded here.
+
     Raises:
-        ValueError: For `return_full_text=True`: the prompt is never repeated here.
+        ValueError: For `return_full_text=True` or `skip_prompt=False`: the prompt is never repeated
+            here.
     """
     options = dict(pipeline_kwargs)
-    if options.pop("return_full_text", False):
-        msg = (
-            "`return_full_text` must be False or unset, got True. "
-            "Only the answer is returned; put the prompt before it yourself."
-        )
-        raise ValueError(msg)
+    options.pop("pad_token_id", None)
+    for name, only in (("return_full_text", False), ("skip_prompt", True)):
+        if options.pop(name, only) != only:
+            msg = (
+                f"`{name}` must be {only} or unset, got {not only}. "
+                "Only the answer is returned; put the prompt before it yourself."
+            )
+            raise ValueError(msg)
     stop = options.pop("stop_sequence", None)
     return options if stop is None else {"stop": stop, **options}
 
@@ -65,3 +84,20 @@ def fields_of_pipeline(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     options = from_pipeline_kwargs(pipeline_kwargs)
     limit = options.pop("max_new_tokens", None)
     return {"options": options} | ({} if limit is None else {"max_tokens": limit})
+
+
+def fields_of_loading(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `from_pretrained` as fields of our classes.
+
+    >>> fields_of_loading({"torch_dtype": "bfloat16", "low_cpu_mem_usage": True})
+    {'dtype': 'bfloat16', 'model_kwargs': {'low_cpu_mem_usage': True}}
+    """
+    fields = {
+        _LOADING_FIELDS[name]: value
+        for name, value in model_kwargs.items()
+        if name in _LOADING_FIELDS
+    }
+    if "dtype" in fields:
+        fields["dtype"] = str(fields["dtype"]).removeprefix("torch.")
+    rest = {name: value for name, value in model_kwargs.items() if name not in _LOADING_FIELDS}
+    return fields | {"model_kwargs": rest}

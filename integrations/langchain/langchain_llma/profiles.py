@@ -4,14 +4,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langchain_llma.prompts import knows_tools
+
 if TYPE_CHECKING:  # core before 1.1 knows no profiles
     from langchain_core.language_models import ModelProfile
 
 
-def profile_of(model: str) -> "ModelProfile":
+def profile_of(model: str, chat_template: str | None = None) -> "ModelProfile":
     """Return the profile of a local model, or of one already in the hub's local cache.
 
     Reads `config.json` and the chat template; asks no network. What cannot be known is left out.
+    Tool choice and structured output need no help from the template: decoding is constrained.
+
+    Args:
+        model: Folder or hub name.
+        chat_template: A template that is used instead of the model's.
     """
     config = _json(model, "config.json")
     context = config.get("max_position_embeddings") or config.get("n_positions")
@@ -22,25 +29,41 @@ def profile_of(model: str) -> "ModelProfile":
         "image_inputs": False,
         "audio_inputs": False,
         "video_inputs": False,
-        "tool_calling": True,
         "tool_choice": True,
         "structured_output": True,
         "temperature": True,
     }
     if isinstance(context, int):
         profile["max_input_tokens"] = context
+    template = chat_template or _template(model)
+    if template is not None:
+        profile["tool_calling"] = knows_tools(template)
     return profile
+
+
+def _template(model: str) -> str | None:
+    """Return the chat template, which stands in a file of its own or with the tokenizer."""
+    file = _find(model, "chat_template.jinja")
+    if file is not None:
+        return _read(file)
+    named = _json(model, "tokenizer_config.json").get("chat_template")
+    return str(named) if named else None
 
 
 def _json(model: str, name: str) -> dict[str, Any]:
     path = _find(model, name)
-    if path is None:
-        return {}
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read = json.loads(_read(path) or "{}") if path is not None else {}
+    except ValueError:
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _find(model: str, name: str) -> Path | None:

@@ -1,7 +1,8 @@
 """Write a conversation as the token ids of a model's chat template."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.messages import (
@@ -35,6 +36,24 @@ _TOOLS_IN_WORDS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How conversations are written.
+
+    Attributes:
+        text: A Jinja template instead of the tokenizer's.
+        variables: Variables of the template beside the conversation and the tools.
+    """
+
+    text: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+def knows_tools(template: object) -> bool:
+    """Whether a chat template shows tools to the model; several templates count as one."""
+    return "tools" in str(template or "")
+
+
 def prompt_text(messages: Sequence[BaseMessage]) -> str:
     """Return all text of a conversation, as the place to look for documents."""
     return "\n".join(_text(message) for message in messages)
@@ -44,7 +63,7 @@ def prompt_ids(
     tokenizer: Any,
     messages: Sequence[BaseMessage],
     tools: Sequence[Tool],
-    chat_template: str | None = None,
+    template: Template,
 ) -> list[int]:
     """Tokenise a conversation with the model's chat template, special tokens exactly once.
 
@@ -54,27 +73,28 @@ def prompt_ids(
     Raises:
         ValueError: If the model has no chat template, or a message holds more than text.
     """
-    template = chat_template or getattr(tokenizer, "chat_template", None)
-    if not template:
+    text = template.text or getattr(tokenizer, "chat_template", None)
+    if not text:
         msg = (
             "The tokenizer has no chat template, so a conversation cannot be written as a prompt. "
             "Pass `chat_template=`, or use `LLMA` for plain text completion."
         )
         raise ValueError(msg)
     conversation = chat_messages(messages)
-    knows_tools = "tools" in str(template)
-    if tools and not knows_tools:
+    shown = knows_tools(text)
+    if tools and not shown:
         conversation = _with_tools_in_words(conversation, tools)
     last = conversation[-1] if conversation else {}
     continues = last.get("role") == "assistant" and "tool_calls" not in last
     encoded = tokenizer.apply_chat_template(
         conversation,
-        tools=list(tools) if tools and knows_tools else None,
-        chat_template=chat_template,
+        tools=list(tools) if tools and shown else None,
+        chat_template=template.text,
         tokenize=True,
         add_generation_prompt=not continues,
         continue_final_message=continues,
         return_dict=True,
+        **template.variables,
     )
     return list(encoded["input_ids"])
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 import llma_rag
 from integrations.langchain.tests.probes import ProbeDecoder, UserRetriever, chat
+from integrations.langchain.tests.tiny import TEMPLATE
 from langchain_llma import ChatLLMA
 from llma_rag import Reference
 
@@ -155,6 +156,17 @@ def test_a_model_without_a_chat_template_is_refused(decoder: ProbeDecoder) -> No
     with pytest.raises(ValueError, match="no chat template"):
         chat(decoder).invoke("hello")
     chat(decoder, chat_template="{{ messages }}").invoke("hello")
+
+
+def test_variables_reach_the_template(decoder: ProbeDecoder) -> None:
+    """As models need it whose template switches their thinking on or off."""
+    llm = chat(decoder, chat_template_kwargs={"enable_thinking": False, "date": "today"})
+    llm.invoke("hello")
+    assert decoder.tokenizer.last[2]["enable_thinking"] is False
+    llm.invoke("hello", chat_template_kwargs={"enable_thinking": True})
+    options = decoder.tokenizer.last[2]
+    assert (options["enable_thinking"], options["date"]) == (True, "today")
+    assert "chat_template_kwargs" not in decoder.requests[-1].options
 
 
 def test_bound_tools_reach_the_template(decoder: ProbeDecoder) -> None:
@@ -313,9 +325,23 @@ def test_profile(tmp_path: Any) -> None:
     assert profile is not None
     assert profile["max_input_tokens"] == 2048
     assert profile["structured_output"]
+    assert "tool_calling" not in profile
     assert "max_input_tokens" not in (ChatLLMA(model="no/such-model").profile or {})
     (tmp_path / "config.json").write_text("{broken")
     assert "max_input_tokens" not in (ChatLLMA(model=tmp_path).profile or {})
+
+
+@pytest.mark.skipif(CORE < (1, 1), reason="core before 1.1 knows no profiles")
+@pytest.mark.parametrize(("template", "calls"), [("{{ messages }}", False), (TEMPLATE, True)])
+def test_the_profile_knows_the_templates_tools(tmp_path: Any, template: str, calls: bool) -> None:
+    told = json.dumps({"chat_template": template})
+    (tmp_path / "tokenizer_config.json").write_text(told)
+    for llm in (ChatLLMA(model=tmp_path), ChatLLMA(model="x", chat_template=template)):
+        assert llm.profile is not None
+        assert llm.profile["tool_calling"] is calls
+        assert llm.profile["tool_choice"]
+    (tmp_path / "chat_template.jinja").write_text("{{ tools }}")
+    assert (ChatLLMA(model=tmp_path).profile or {})["tool_calling"]
 
 
 def test_another_model_for_one_call(decoder: ProbeDecoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,26 @@ def test_from_model_id_takes_the_pipelines_arguments() -> None:
     assert llm.options == {"repetition_penalty": 1.1}
 
 
+def test_from_model_id_takes_the_chat_models_arguments() -> None:
+    """Sampling stands beside the other arguments of `ChatHuggingFace.from_model_id`."""
+    llm = ChatLLMA.from_model_id("m", backend="pipeline", temperature=0.2, max_tokens=9, device=1)
+    assert (llm.model, llm.temperature, llm.max_tokens, llm.device) == ("m", 0.2, 9, 1)
+
+
 @pytest.mark.parametrize(("name", "value"), [("task", "summarization"), ("backend", "openvino")])
 def test_from_model_id_refuses_what_it_cannot_do(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        LLMA.from_model_id("m", **{"task": "text-generation", name: value})
+    for cls in (ChatLLMA, LLMA):
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            cls.from_model_id("m", **{"task": "text-generation", name: value})
+
+
+def test_calls_take_what_a_pipeline_takes(decoder: ProbeDecoder) -> None:
+    """Chains of `HuggingFacePipeline` are full of `bind(skip_prompt=True)`."""
+    llm = text_model(decoder, temperature=0)
+    bound = llm.bind(skip_prompt=True, pipeline_kwargs={"max_new_tokens": 3, "pad_token_id": 0})
+    bound.invoke("hello")
+    options = decoder.requests[0].options
+    assert options["max_new_tokens"] == 3
+    assert options.keys() == {"draft", "namespace", "do_sample", "max_new_tokens"}
+    with pytest.raises(ValueError, match="`skip_prompt` must be True or unset, got False"):
+        llm.invoke("hello", skip_prompt=False)
