@@ -1,8 +1,10 @@
 """Let one thread own a model; requests from threads and event loops take turns on it."""
 
+import atexit
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from typing import Protocol
 
@@ -101,6 +103,7 @@ class Worker:
                 self._thread = threading.Thread(
                     target=_serve, args=(self._queue, self._run), name=self._name, daemon=True
                 )
+                _serving[self._thread] = self._queue
                 self._thread.start()
             self._queue.put(_Job(decoding, sink))
 
@@ -111,10 +114,25 @@ class Worker:
             self._thread = None
 
 
+_serving: "weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | None]]" = (
+    weakref.WeakKeyDictionary()
+)
+_leaving = threading.Event()
+
+
+@atexit.register
+def _leave() -> None:
+    """Stop all workers: a thread that is inside the model when the interpreter goes aborts it."""
+    _leaving.set()
+    for thread, jobs in list(_serving.items()):
+        jobs.put(None)
+        thread.join()
+
+
 def _serve(jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome]) -> None:
     active: list[_Job] = []
     open_for_more = True
-    while open_for_more or active:
+    while (open_for_more or active) and not _leaving.is_set():
         open_for_more = _admit(jobs, active, open_for_more)
         active = [job for job in active if _advance(job, run)]
 

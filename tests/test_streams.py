@@ -1,6 +1,8 @@
 """One owner of the model: threads, event loops, closing, cancelling, errors."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -217,3 +219,18 @@ def test_a_model_in_training_mode_is_refused():
             Decoder(model.train(), character_tokenizer())
     finally:
         model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["stream.close()", "pass"])
+def test_a_program_may_end_while_an_answer_is_being_decoded(left):
+    """A thread that was still inside the model used to abort the process with a core dump."""
+    program = f"""
+from llma_rag import Decoder
+from llma_rag.demo import MODEL
+stream = Decoder.from_pretrained(MODEL).stream("One", min_new_tokens=2000, max_new_tokens=2000)
+next(stream)
+{left}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
