@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from llma_rag.bench.replay import DRAFTERS, replay, tokenised
 from llma_rag.demo.running import Demo
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "llma-rag")
 
 
 def main() -> None:
@@ -36,15 +38,15 @@ def main() -> None:
     write("replay", [row.to_json() for row in replay(traces, drafters=list(DRAFTERS), budget=20)])
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows and what they were measured on."""
+def write(name: str, rows: list[dict[str, Any]], packages: Sequence[str] = ()) -> None:
+    """Write rows and what they were measured on, versions of further packages included."""
     measured = {
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "date": date.today().isoformat(),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "llma-rag")},
+            **{package: version(package) for package in (*PACKAGES, *packages)},
         },
         "rows": rows,
     }

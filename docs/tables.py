@@ -32,7 +32,8 @@ def main() -> None:
 
 def documents() -> list[Path]:
     """Return the Markdown files that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    folders = (ROOT / "docs", *sorted((ROOT / "integrations").iterdir()))
+    return [ROOT / "README.md", *(file for each in folders for file in sorted(each.glob("*.md")))]
 
 
 def filled(document: Path) -> str:
@@ -103,9 +104,52 @@ def demo_answer(measured: dict[str, Any]) -> str:
     )
 
 
+def langchain_probes(measured: dict[str, Any]) -> str:
+    """Return what each class does when it is asked the same thing."""
+    classes = [name for name in measured["rows"][0] if name != "what"]
+    lines = [[row["what"], *(row[name] for name in classes)] for row in measured["rows"]]
+    return _table(["", *classes], lines) + _origin(measured)
+
+
+def langchain_standard(measured: dict[str, Any]) -> str:
+    """Return the counts of LangChain's standard tests."""
+    names = ("passed", "failed", "expected_failures", "skipped")
+    lines = [[row["class"], *(str(row[name]) for name in names)] for row in measured["rows"]]
+    return _table(["", *(name.replace("_", " ") for name in names)], lines) + _origin(measured)
+
+
+def langchain_capture(measured: dict[str, Any]) -> str:
+    """Return what is captured under each version of langchain-core."""
+    lines = [
+        [
+            row["langchain-core"],
+            str(row["rows"]),
+            str(row["captured"]),
+            str(row["captured_with_the_store_hook"]),
+            f"{row['isolation_tests_passed']}, {row['isolation_tests_failed']}",
+        ]
+        for row in measured["rows"]
+    ]
+    heads = "langchain-core|ways|captured|with the store hook|isolation tests passed, failed"
+    return _table(heads.split("|"), lines) + _origin(measured)
+
+
+def langchain_cost(measured: dict[str, Any]) -> str:
+    """Return what capture costs a chain."""
+    names = ("without_ms", "with_ms", "cost_ms")
+    lines = [[row["chain"], *(f"{row[name]:.2f} ms" for name in names)] for row in measured["rows"]]
+    return _table(["chain of eight runnables", "without", "with", "cost"], lines) + _origin(
+        measured
+    )
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo-answer": demo_answer,
     "demo-table": demo_table,
+    "langchain-capture": langchain_capture,
+    "langchain-cost": langchain_cost,
+    "langchain-probes": langchain_probes,
+    "langchain-standard": langchain_standard,
     "replay-table": replay_table,
 }
 _SECONDS = ("seconds", "seconds_plain", "seconds_generate")

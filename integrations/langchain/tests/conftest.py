@@ -1,5 +1,6 @@
 """Fixtures of the integration's tests."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,20 @@ import pytest
 from integrations.langchain.tests.probes import ProbeDecoder
 from integrations.langchain.tests.tiny import tiny_model
 from langchain_llma.capture import HANDLER, model_starts, recent_documents
+
+STANDARD: Counter[str] = Counter()
+"""Outcomes so far of `test_standard.py`, in the words of `docs/measure_langchain.py`."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "test_standard.py::TestChat" not in report.nodeid or report.when == "teardown":
+        return
+    if report.failed:
+        STANDARD["failed"] += 1
+    elif report.skipped:
+        STANDARD["expected_failures" if hasattr(report, "wasxfail") else "skipped"] += 1
+    elif report.when == "call":
+        STANDARD["passed"] += 1
 
 
 @pytest.fixture

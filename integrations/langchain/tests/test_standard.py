@@ -4,6 +4,8 @@ Forced tool calls and structured output are constrained by decoding. The trainin
 end, and what these tests expect a model to understand: three of their questions were learned.
 """
 
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
+from integrations.langchain.tests import conftest
 from langchain_llma import ChatLLMA
 
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "langchain-standard.json"
 TRAINED = Path(__file__).parent / "tiny_trained"
 
 
@@ -65,3 +69,15 @@ class TestChatLLMAIntegration(ChatModelIntegrationTests):
     )
     def test_unicode_tool_call_integration(self, model: BaseChatModel, **options: Any) -> None:
         super().test_unicode_tool_call_integration(model, **options)
+
+
+def test_the_documents_tell_these_counts() -> None:
+    """README and guide are written from that file, which another test checks."""
+    told = json.loads(RESULTS.read_text())
+    if version("langchain-tests") != told["versions"]["langchain-tests"]:
+        pytest.skip("the counts are those of another version of the standard tests")
+    (row,) = (row for row in told["rows"] if row.pop("class") == "ChatLLMA")
+    if sum(conftest.STANDARD.values()) < sum(row.values()):
+        pytest.skip("not all of the standard tests were asked for")
+    assert {name: conftest.STANDARD[name] for name in row} == row
+    assert row["expected_failures"] <= 3
