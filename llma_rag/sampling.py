@@ -102,7 +102,7 @@ class Chooser:
             token = int(scores.argmax(-1))
             _check_best(float(scores[token]), position)
             return token
-        values = scores.to("cpu", torch.float64).numpy()
+        values = scores.cpu().double().numpy()  # in this order: MPS has no float64
         best = values.max()
         _check_best(best, position)
         tokens = np.flatnonzero(values > best - NOISE_RANGE)

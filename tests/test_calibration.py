@@ -71,7 +71,13 @@ def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"format": 0, "times": {}}', '{"format": 1, "times": {"1": {"1": 0}}}'],
+    [
+        "",
+        "[]",
+        "{",
+        '{"format": 0, "times": {}}',
+        f'{{"format": {calibration.FORMAT}, "times": {{"1": {{"1": 0}}}}}}',
+    ],
 )
 def test_a_spoilt_file_is_measured_again(runner: CountingRunner, content: str) -> None:
     first = calibrate(runner)
@@ -105,7 +111,7 @@ def test_a_slow_model_is_measured_at_few_widths(
     runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "SLOW_PASS", 0.5)
-    assert set(measure(runner).times[128]) == {1, 8, 32}
+    assert set(measure(runner).times[128]) == {1, 4, 8, 16, 32}
 
 
 def test_the_nearest_context_counts() -> None:

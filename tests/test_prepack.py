@@ -91,3 +91,19 @@ def test_operators_that_are_wrong_are_not_used(
     monkeypatch.setattr(prepack, "_pack", lambda weight: weight)
     monkeypatch.setattr(prepack, "_linear", lambda x, w, b, n: torch.zeros(*x.shape[:-1], n))
     assert not can_prepack(torch.float32)
+
+
+@needs_onednn
+def test_narrow_passes_take_the_rows_that_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[int] = []
+
+    def noted(flat: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+        filled.append(sizes[-1])
+        return torch.nn.functional.pad(flat, sizes)
+
+    packed = prepacked(nn.Linear(24, 40))
+    assert packed is not None
+    monkeypatch.setattr(prepack, "pad", noted)
+    with torch.inference_mode():
+        assert [packed(torch.randn(1, rows, 24)).shape[1] for rows in (1, 3, 4, 5)] == [1, 3, 4, 5]
+    assert filled == [3, 1]

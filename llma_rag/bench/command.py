@@ -22,7 +22,7 @@ from llma_rag.bench.traces import TraceTokens, family_folder, load_tokenizer
 from llma_rag.decoder import Decoder
 from llma_rag.engine.bitwise import Exactness
 from llma_rag.engine.calibration import measure
-from llma_rag.engine.load import load
+from llma_rag.engine.load import default_device, load
 from llma_rag.engine.prepack import prepacked
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.twin import can_twin, twin
@@ -77,7 +77,7 @@ def bench_command(
     """
     if (model is None) == (shape is None):
         raise ValueError("Give either `--model` or `--shape`, one of them.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     names = list(arms or (one for one in ARMS if device == "cuda" or "compiled" not in one))
     unknown = sorted(set(names) - set(ARMS))
     if unknown:
@@ -115,7 +115,7 @@ def _model(
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"`--dtype` must name a torch dtype such as bfloat16, got {dtype!r}.")
     if name is not None:
-        return load(name, {"dtype": kind, "device": device})
+        return load(name, {"dtype": kind, "device": device, "prepack": False})
     assert shape is not None
     return random_model(shape, kind, device), None
 

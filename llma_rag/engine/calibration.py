@@ -22,16 +22,16 @@ from llma_rag.engine.step import Pass, Row, StepRunner
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files; others are measured again."""
 
-WIDTHS = (1, 2, 4, 8, 16, 32)
+WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 CONTEXTS = (128, 1024)
 SECONDS = 1.0
-"""Time to spend; every width is measured at least once, slow models with fewer widths."""
+"""Time to spend; every width is measured, slow models at fewer widths."""
 
-MOST_ROUNDS = 50
-"""Times that each width is measured, where passes are quick."""
+ROUNDS = 3, 50
+"""Least and most times that each width is measured; a slow model's widths are measured once."""
 
 SLOW_PASS = 0.15
 """Seconds of one pass from which a model is measured at few widths."""
@@ -115,15 +115,16 @@ def _times(runner: StepRunner, row: Row, deadline: float) -> dict[int, float]:
     widths = [one for one in WIDTHS if one <= 1 + runner.draft_limit(row)]
     _time(runner, row, 1)
     first = _time(runner, row, 1)
+    least, most = ROUNDS
     if first > SLOW_PASS:
-        widths = [one for one in widths if one in (1, 8, 32)]
+        widths, least = [one for one in widths if one in (1, 4, 8, 16, 32)], 1
     for width in widths[1:]:
         _time(runner, row, width)
     best = {1: first}
-    for _ in range(MOST_ROUNDS):
+    for round_ in range(1, most + 1):
         for width in widths:
             best[width] = min(_time(runner, row, width), best.get(width, float("inf")))
-        if time.perf_counter() >= deadline:
+        if round_ >= least and time.perf_counter() >= deadline:
             break
     return best
 

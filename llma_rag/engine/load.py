@@ -20,10 +20,10 @@ from llma_rag.engine.prepack import prepack_in_place
 class LoadOptions(TypedDict, total=False):
     """How a model is loaded; names and meaning are those of transformers' `from_pretrained`.
 
-    `prepack=True` puts the linear layers of a model on the CPU into oneDNN's layout, in place of
-    their parameters: passes over several tokens become quicker, but the model can no longer be
-    trained, saved or given adapters. `device` is a torch device for models that fit one;
-    `device_map` spreads a model over several.
+    The linear layers of a model on the CPU are put into oneDNN's layout, in place of their
+    parameters: passes become quicker, but the model can no longer be trained, saved or given
+    adapters. `prepack=False` leaves them as they are. `device` is a torch device for models that
+    fit one; None takes CUDA or MPS where there is one. `device_map` spreads a model over several.
     """
 
     tokenizer: str | os.PathLike[str]
@@ -116,12 +116,19 @@ def _placed(model: Any, options: LoadOptions) -> PreTrainedModel:
     """Move a model to its device, unless accelerate or a quantiser has placed it already."""
     placed: PreTrainedModel = model
     if options.get("device_map") is None and options.get("quantization_config") is None:
-        placed = model.to(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+        placed = model.to(options.get("device") or default_device())
     return placed
 
 
+def default_device() -> str:
+    """Return the device on which a model is placed where nobody chose one."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _prepacked(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
-    if options.get("prepack"):
+    if options.get("prepack", True):
         prepack_in_place(model)
     return model
 
