@@ -18,7 +18,7 @@ QUESTION = "alpha topic zero"
 
 INDEX = make_index()
 FAISS = make_faiss_index()
-LONG = make_index(size=6, length=150)
+LONG = make_index(size=6, length=200)
 """Fills several windows of 1,800 tokens, so that a synthesizer calls the model several times."""
 
 

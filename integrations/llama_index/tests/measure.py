@@ -7,6 +7,7 @@ model and a machine with nothing else to do.
 import asyncio
 import json
 import logging
+import statistics
 import sys
 import time
 import warnings
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 
 import llma_rag
-from integrations.llama_index.tests import leaks, matrix, matrix_chats, matrix_engines
+from integrations.llama_index.tests import leaks, matrix, matrix_chats, matrix_engines, probes
 from integrations.llama_index.tests.probes import ProbeLLM
 from llama_index.llms.llma import LLMA, capture, handler
 
@@ -53,52 +56,51 @@ def measure_leaks() -> dict[str, int]:
     }
 
 
-def measure_cost(queries: int = 400) -> dict[str, float]:
-    """CPU time of this package's part of a query, in microseconds, without that of the clock."""
-    spent = {"handler": 0, "lookup": 0, "handler_calls": 0, "lookups": 0}
-    cls = handler.CaptureSpanHandler
-    methods = {name: getattr(cls, name) for name in ("span_enter", "span_exit", "span_drop")}
+def measure_cost(rounds: int = 300, queries: int = 10) -> dict[str, Any]:
+    """CPU time that this package adds to a query of three nodes, in microseconds.
 
-    def timed(kind: str, function: Any) -> Any:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            started = time.thread_time_ns()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[kind] += time.thread_time_ns() - started
-                spent[f"{kind}_calls" if kind == "handler" else "lookups"] += 1
+    Blocks of queries with and without the handler and the model call's lookup take turns, so that
+    caches are as cold as in a program; the difference of two neighbours is one sample. Samples of a
+    handler that does nothing (what LlamaIndex itself spends to call one) are taken beside them.
+    """
+    llm, tag, root = ProbeLLM(), leaks.TAGS[0], get_dispatcher()
+    engine, question = leaks.engine(llm, tag), leaks.question(tag)
+    others = [each for each in root.span_handlers if each is not handler._handler]
+    look_up = probes.find_references
 
-        return wrapper
-
-    llm, tag = ProbeLLM(), leaks.TAGS[0]
-    engine = leaks.engine(llm, tag)
-    find = capture.find_references
-    for _ in range(50):
-        engine.query(leaks.question(tag))
-    for name, method in methods.items():
-        setattr(cls, name, timed("handler", method))
-    llm_module = sys.modules[ProbeLLM.__module__]
-    llm_module.find_references = timed("lookup", find)  # type: ignore[attr-defined]
-    try:
+    def block(*handlers: Any) -> float:
+        root.span_handlers[:] = [*others, *handlers]
+        probes.find_references = look_up if handler._handler in handlers else _find_nothing
+        started = time.thread_time_ns()
         for _ in range(queries):
-            engine.query(leaks.question(tag))
+            engine.query(question)
+        spent = time.thread_time_ns() - started
+        llm.calls.clear()
+        return spent / queries / 1000
+
+    for _ in range(20):
+        block(handler._handler)
+    added: list[float] = []
+    called: list[float] = []
+    without: list[float] = []
+    try:
+        for _ in range(rounds):
+            without.append(block())
+            added.append(block(handler._handler) - without[-1])
+            called.append(block(NullSpanHandler()) - without[-1])
     finally:
-        for name, method in methods.items():
-            setattr(cls, name, method)
-        llm_module.find_references = find  # type: ignore[attr-defined]
-    calls, lookups = spent["handler_calls"], spent["lookups"]
-    handler_ns, lookup_ns = spent["handler"], spent["lookup"]
-    nothing = timed("handler", lambda: None)
-    spent["handler"] = 0
-    for _ in range(10_000):
-        nothing()
-    clock = spent["handler"] / 10_000
+        root.span_handlers[:] = [*others, handler._handler]
+        probes.find_references = look_up
     return {
-        "handler_calls_per_query": calls / queries,
-        "handler_us_per_query": round((handler_ns - clock * calls) / queries / 1000, 1),
-        "lookup_us_per_call": round((lookup_ns - clock * lookups) / lookups / 1000, 1),
-        "clock_us_per_call": round(clock / 1000, 2),
+        "us_per_query": round(statistics.median(without)),
+        "added_us_per_query": round(statistics.median(added)),
+        "quartiles_of_added_us": [round(cut) for cut in statistics.quantiles(added, n=4)],
+        "added_us_by_an_empty_handler": round(statistics.median(called)),
     }
+
+
+def _find_nothing(*args: Any, **kwargs: Any) -> capture.Found:
+    return capture.NOTHING
 
 
 async def measure_ticks() -> dict[str, float]:

@@ -145,12 +145,16 @@ def test_siblings_that_run_at_once_do_not_see_each_other():
     assert small.visible(third) == ("first's",)
 
 
+class Unreadable(TextNode):
+    def get_content(self, *args, **kwargs):
+        raise OSError("The store is gone.")
+
+
 def test_what_a_handler_meets_never_reaches_the_caller():
     """A node whose text cannot be read, arguments and results of an unknown shape."""
     llm, tag = ProbeLLM(), leaks.TAGS[0]
     nodes = scored(corpus(tag, 2))
-    broken = NodeWithScore(node=nodes[0].node.model_copy(), score=1.0)
-    object.__setattr__(broken.node, "get_content", lambda **_: 1 / 0)
+    broken = NodeWithScore(node=Unreadable(text="unreadable"), score=1.0)
     with references([broken, None, 7, b"bytes", "", "  ", *nodes]):
         assert len(find_references("x").nodes) == 2
     argument = SimpleNamespace(arguments=None)

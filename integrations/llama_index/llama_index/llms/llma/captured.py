@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, TextNode
 from llama_index.core.workflow import Event
 
 from llma_rag import Reference
@@ -42,7 +42,9 @@ def snapshot(entries: Iterable[Any]) -> Capture | None:
 def _snapshot_one(entry: Any) -> CapturedNode | None:
     if isinstance(entry, NodeWithScore):
         entry = entry.node
-    if isinstance(entry, BaseNode):
+    if type(entry) is TextNode:  # nearly every node; `get_content` would format all its metadata
+        captured = CapturedNode(entry.id_, entry.text, entry)
+    elif isinstance(entry, BaseNode):
         captured = CapturedNode(entry.node_id, _text(entry), entry)
     elif isinstance(entry, Reference):
         captured = CapturedNode(entry.id, entry.text, None)

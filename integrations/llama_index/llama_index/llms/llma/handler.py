@@ -14,7 +14,7 @@ from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
 
 from llama_index.llms.llma import ambient, citations
 from llama_index.llms.llma.captured import nodes_in, snapshot
-from llama_index.llms.llma.roles import Role, role_of
+from llama_index.llms.llma.roles import NOBODY, Role, roles
 from llama_index.llms.llma.spans import Span, active_span, tree
 from llama_index.llms.llma.streams import StreamScope, active_stream, in_scope, in_scope_async
 
@@ -54,7 +54,12 @@ class CaptureSpanHandler(BaseSpanHandler[BaseSpan]):
     ) -> None:
         """Track a span that belongs to a request."""
         try:
-            _enter(id_, bound_args, instance, parent_id)
+            role = roles[type(instance)]
+            parent = tree.get(parent_id) if parent_id else None
+            if role is not NOBODY:
+                _enter(id_, bound_args, instance, parent, role)
+            elif parent is not None:
+                tree.open(id_, parent, parent.stream)
         except Exception:
             _logger.debug("Capture failed at the entry of `%s`.", id_, exc_info=True)
 
@@ -67,13 +72,14 @@ class CaptureSpanHandler(BaseSpanHandler[BaseSpan]):
         **kwargs: Any,
     ) -> None:
         """Capture what a span returned and hand it to its parent."""
-        span = tree.pop(id_)
+        span = tree.pop(id_, None)
         if span is None:
             return
-        try:
-            _exit(span, instance, result)
-        except Exception:
-            _logger.debug("Capture failed at the exit of `%s`.", id_, exc_info=True)
+        if span.role is not NOBODY or span.answers:
+            try:
+                _exit(span, instance, result)
+            except Exception:
+                _logger.debug("Capture failed at the exit of `%s`.", id_, exc_info=True)
         _end(span)
 
     def span_drop(
@@ -85,7 +91,7 @@ class CaptureSpanHandler(BaseSpanHandler[BaseSpan]):
         **kwargs: Any,
     ) -> None:
         """Hand what a span that failed had captured to its parent: the caller may go on."""
-        span = tree.pop(id_)
+        span = tree.pop(id_, None)
         if span is not None:
             _end(span)
 
@@ -95,14 +101,15 @@ def _method(span_id: str) -> str:
 
 
 def _enter(
-    span_id: str, bound_args: inspect.BoundArguments, instance: Any, parent_id: str | None
+    span_id: str,
+    bound_args: inspect.BoundArguments,
+    instance: Any,
+    parent: Span | None,
+    role: Role,
 ) -> None:
-    role = role_of(instance)
-    parent = tree.get(parent_id)
-    if parent is None and not role.request:
-        return
+    """Open a span of a class that has a role in a request."""
     is_run = role.workflow and _method(span_id) == "run"
-    if parent is not None and parent.is_run and role.request and (is_run or not role.workflow):
+    if parent is not None and parent.is_run and (is_run or not role.workflow):
         # llama-index-workflows 1.3 and 2.0 leave the run's span active in the caller of `run()`.
         parent = None
     stream = parent.stream if parent is not None else active_stream.get()
@@ -118,11 +125,10 @@ def _enter(
 
 
 def _exit(span: Span, instance: Any, result: Any) -> None:
-    role = span.role
-    if role.request:
-        _capture_result(span, role, result)
+    if span.role is not NOBODY:
+        _capture_result(span, span.role, result)
     if span.answers:
-        holder = instance if role.chat_stream else result
+        holder = instance if span.role.chat_stream else result
         citations.attach(holder, citations.text_of(holder), span.answers)
 
 
@@ -177,7 +183,8 @@ def _hold_early(text: str) -> None:
 
 def _end(span: Span) -> None:
     if span.parent is not None:
-        tree.hand_up(span)
+        if span.captures or span.answers:
+            tree.hand_up(span)
     elif span.captures:
         ambient.remember(tuple(capture for _, capture in reversed(span.captures)))
 

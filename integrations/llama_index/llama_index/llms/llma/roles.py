@@ -1,7 +1,6 @@
 """Say which part of LlamaIndex a span's instance is."""
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -12,7 +11,7 @@ from llama_index.core.workflow import Workflow
 
 
 class Role(NamedTuple):
-    """What a class is to a request; `request` marks those whose outermost span is its root."""
+    """What a class is to a request; the outermost span of one that is anything is its root."""
 
     engine: bool = False
     synthesizer: bool = False
@@ -20,28 +19,30 @@ class Role(NamedTuple):
     postprocessor: bool = False
     workflow: bool = False
     chat_stream: bool = False
-    request: bool = False
 
 
 NOBODY = Role()
 
 
-def role_of(instance: Any) -> Role:
-    """Return the role of a span's instance."""
-    if instance is None:
-        return NOBODY
-    return _role(type(instance))  # type: ignore[arg-type]  # every class is hashable
+class _Roles(dict[type, Role]):
+    """Remembers the roles of classes: every span asks for one."""
+
+    MAX_KEPT = 1024
+
+    def __missing__(self, cls: type) -> Role:
+        role = Role(
+            engine=issubclass(cls, (BaseQueryEngine, BaseChatEngine)),
+            synthesizer=issubclass(cls, BaseSynthesizer),
+            retriever=issubclass(cls, (BaseRetriever, BaseQueryEngine)),
+            postprocessor=issubclass(cls, BaseNodePostprocessor),
+            workflow=issubclass(cls, Workflow),
+            chat_stream=issubclass(cls, StreamingAgentChatResponse),
+        )
+        if len(self) >= self.MAX_KEPT:
+            self.clear()  # programs may make classes as they go
+        self[cls] = role = role if any(role) else NOBODY
+        return role
 
 
-@lru_cache(maxsize=1024)
-def _role(cls: type) -> Role:
-    """Return the role of a class; remembered, as this runs at every span."""
-    role = Role(
-        engine=issubclass(cls, (BaseQueryEngine, BaseChatEngine)),
-        synthesizer=issubclass(cls, BaseSynthesizer),
-        retriever=issubclass(cls, (BaseRetriever, BaseQueryEngine)),
-        postprocessor=issubclass(cls, BaseNodePostprocessor),
-        workflow=issubclass(cls, Workflow),
-        chat_stream=issubclass(cls, StreamingAgentChatResponse),
-    )
-    return role._replace(request=any(role)) if any(role) else NOBODY
+roles = _Roles()
+"""The role of a span's instance, by its class."""

@@ -3,7 +3,6 @@
 import itertools
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,9 @@ MAX_ANSWERS = 32
 class Span:
     """An open call of the framework inside a request.
 
-    A plain object with slots: attributes of a pydantic model cost microseconds each. `holder` is
-    the response object that is being written, where that is known before the span ends.
+    A plain object with slots: attributes of a pydantic model cost microseconds each. Most spans
+    capture and answer nothing, so that what they hold is replaced, not grown. `holder` is the
+    response object that is being written, where that is known before the span ends.
     """
 
     __slots__ = (
@@ -60,25 +60,21 @@ class Span:
         self.stream = stream
         self.role = role
         self.is_run = is_run
-        self.captures: list[tuple[int, Capture]] = []
-        self.answers: list[Answer] = []
+        self.captures: tuple[tuple[int, Capture], ...] = ()
+        self.answers: tuple[Answer, ...] = ()
         self.holder: weakref.ref[Any] | None = None
 
 
-class SpanTree:
-    """The open spans of all requests; a span without a tracked parent is a request's root."""
+class SpanTree(dict[str, Span]):
+    """The open spans of all requests by id; one without a tracked parent is a request's root.
+
+    A dictionary itself: every span of the framework is looked up here twice, in cold caches.
+    """
 
     def __init__(self) -> None:
-        self._spans: OrderedDict[str, Span] = OrderedDict()
+        super().__init__()
         self._lock = threading.Lock()
         self._clock = itertools.count(1)
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def get(self, span_id: str | None) -> Span | None:
-        """Return an open span."""
-        return self._spans.get(span_id) if span_id else None
 
     def open(
         self,
@@ -89,22 +85,17 @@ class SpanTree:
         is_run: bool = False,
     ) -> Span:
         """Add a span; it sees what its ancestors captured before now."""
-        span = Span(span_id, parent, next(self._clock), stream, role, is_run)
-        with self._lock:
-            self._spans[span_id] = span
-            if len(self._spans) > MAX_SPANS:
-                self._spans.popitem(last=False)
+        span = self[span_id] = Span(span_id, parent, next(self._clock), stream, role, is_run)
+        if len(self) > MAX_SPANS:
+            for oldest in tuple(self)[: len(self) - MAX_SPANS]:
+                self.pop(oldest, None)
         return span
-
-    def pop(self, span_id: str) -> Span | None:
-        """Forget a span that ends."""
-        return self._spans.pop(span_id, None)
 
     def capture(self, span: Span, capture: Capture) -> None:
         """Give a span what one call handled."""
         with self._lock:
-            span.captures.append((next(self._clock), capture))
-            del span.captures[:-MAX_CAPTURES]
+            arrived = (next(self._clock), capture)
+            span.captures = (*span.captures, arrived)[-MAX_CAPTURES:]
 
     def answered(self, span: Span, answers: Sequence["Answer"]) -> None:
         """Give a span, or its nearest ancestor that is still open, what the model answered."""
@@ -114,19 +105,17 @@ class SpanTree:
         if node is None:
             return
         with self._lock:
-            node.answers.extend(answers)
-            del node.answers[:-MAX_ANSWERS]
+            node.answers = (*node.answers, *answers)[-MAX_ANSWERS:]
 
     def hand_up(self, span: Span) -> None:
         """Give the parent what a span that ends has captured and answered, as arriving now."""
         parent = span.parent
-        if parent is None or not (span.captures or span.answers):
+        if parent is None:
             return
         with self._lock:
-            parent.captures.extend((next(self._clock), capture) for _, capture in span.captures)
-            del parent.captures[:-MAX_CAPTURES]
-            parent.answers.extend(span.answers)
-            del parent.answers[:-MAX_ANSWERS]
+            arrived = [(next(self._clock), capture) for _, capture in span.captures]
+            parent.captures = (*parent.captures, *arrived)[-MAX_CAPTURES:]
+            parent.answers = (*parent.answers, *span.answers)[-MAX_ANSWERS:]
 
     def visible(self, span: Span) -> tuple[Capture, ...]:
         """Return what a call inside `span` may copy from, nearest and newest first.
@@ -154,4 +143,5 @@ tree = SpanTree()
 
 def active_span() -> Span | None:
     """Return the tracked span this context runs in."""
-    return tree.get(active_span_id.get())
+    span_id = active_span_id.get()
+    return tree.get(span_id) if span_id else None
