@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         GenerationResult,
         NonFiniteLogitsError,
     )
+    from llma_rag.schemas import closed_schema, tool_call_schema
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,8 @@ __all__ = [
     "GenerationStream",
     "NonFiniteLogitsError",
     "Reference",
+    "closed_schema",
+    "tool_call_schema",
 ]
 
 _HOMES = {
@@ -40,6 +43,8 @@ _HOMES = {
     "Decoder": "llma_rag.decoder",
     "GenerationStream": "llma_rag.delivery",
     "Reference": "llma_rag.reference",
+    "closed_schema": "llma_rag.schemas",
+    "tool_call_schema": "llma_rag.schemas",
 }
 
 

@@ -10,7 +10,8 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_llma.tool_calls import Tool, call_schema, chosen_tools, closed
+from langchain_llma.tool_calls import Tool, chosen_tools
+from llma_rag import closed_schema, tool_call_schema
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 Schema: TypeAlias = dict[str, Any] | type
@@ -25,11 +26,11 @@ def answer_schema(
     """
     chosen = chosen_tools(tools, tool_choice)
     if chosen:
-        return call_schema(chosen)
+        return tool_call_schema(chosen)
     if response_format is None:
         return None
     answer = _schema_of(response_format)
-    return {"anyOf": [call_schema([tool]) for tool in tools] + [answer]} if tools else answer
+    return {"anyOf": [tool_call_schema([tool]) for tool in tools] + [answer]} if tools else answer
 
 
 def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -42,7 +43,7 @@ def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return dict(closed(response_format.get("schema") or {"type": "object"}))
+        return dict(closed_schema(response_format.get("schema") or {"type": "object"}))
     schema = (response_format.get("json_schema") or {}).get("schema")
     if kind != "json_schema" or schema is None:
         msg = (
@@ -50,7 +51,7 @@ def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
             f'{{"type": "json_object"}}, got {dict(response_format)!r}.'
         )
         raise ValueError(msg)
-    return dict(closed(schema))
+    return dict(closed_schema(schema))
 
 
 def bind_arguments(schema: Schema | None, method: Method) -> dict[str, Any]:

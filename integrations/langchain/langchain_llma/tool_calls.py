@@ -13,7 +13,6 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call
 Tool = dict[str, Any]
 """A tool in OpenAI's format, as `convert_to_openai_tool` makes it."""
 
-NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 _OPEN = "<tool_call>"
 _MARKED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
@@ -57,39 +56,6 @@ def chosen_tools(tools: Sequence[Tool], choice: Any) -> list[Tool]:
         msg = f"`tool_choice` must name a bound tool, got {choice!r}. Bound tools: {known}."
         raise ValueError(msg)
     return chosen
-
-
-def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return the JSON schema of one call of one of the tools."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool_name(tool)},
-                "arguments": closed(tool["function"].get("parameters") or NO_ARGUMENTS),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
-
-
-def closed(schema: Any) -> Any:
-    """Return a schema whose objects have only the properties it names, as OpenAI's strict mode.
-
-    >>> closed({"type": "object", "properties": {}})["additionalProperties"]
-    False
-    """
-    if isinstance(schema, list):
-        return [closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {key: closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        inner.setdefault("additionalProperties", False)
-    return inner
 
 
 def read_answer(text: str, tools: Sequence[Tool]) -> ReadAnswer:

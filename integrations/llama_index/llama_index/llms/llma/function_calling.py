@@ -11,6 +11,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.llms.llma import prompts, responses, tool_calls
 from llama_index.llms.llma.base import LLMA, Call
 from llama_index.llms.llma.responses import Finished
+from llma_rag import tool_call_schema
 
 if TYPE_CHECKING:
     from llama_index.core.tools import BaseTool
@@ -73,7 +74,7 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
             offered = [tool for tool in offered if tool["function"]["name"] == chosen]
             tool_required = True
         if tool_required and offered:
-            kwargs["json_schema"] = tool_calls.schema_of_a_call(offered)
+            kwargs["json_schema"] = tool_call_schema(offered)
         return {"messages": messages, "tools": offered, **kwargs}
 
     def _validate_chat_with_tools_response(

@@ -121,21 +121,3 @@ def calls_in(message: ChatMessage) -> list[ToolCall]:
 
 def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:
     return json.loads(arguments) if isinstance(arguments, str) else arguments
-
-
-def schema_of_a_call(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON schema of a call of one of `tools`, given in OpenAI's notation."""
-    functions = [tool["function"] for tool in tools]
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": function["name"]},
-                "arguments": function["parameters"],
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
