@@ -143,13 +143,38 @@ def langchain_cost(measured: dict[str, Any]) -> str:
     )
 
 
+def losslessness_table(measured: dict[str, Any]) -> str:
+    """Return in which settings drafting changes no token, ours and transformers' prompt lookup."""
+    ordered = sorted(measured["rows"], key=lambda row: str(row["row"]))
+    lines = [[row[name] for name in ("row", "what", "ours", "peer")] for row in ordered]
+    return _table(["row", "setting", "ours", "prompt lookup"], lines) + _origin(measured)
+
+
+def bf16_table(measured: dict[str, Any]) -> str:
+    """Return how often drafts change a sequence, by dtype and way to draft."""
+    lines = [
+        [
+            row["dtype"],
+            row["way"],
+            f"{row['changed']} of {row['sequences']}",
+            f"{row['tokens'] / row['forward_passes']:.2f}",
+            f"{1000 * row['changed'] / row['tokens_before_a_change']:.1f}",
+        ]
+        for row in measured["rows"]
+    ]
+    heads = ["dtype", "drafts copy", "sequences changed", "tokens per forward"]
+    return _table([*heads, "changes per 1,000 tokens"], lines) + _origin(measured)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "bf16-table": bf16_table,
     "demo-answer": demo_answer,
     "demo-table": demo_table,
     "langchain-capture": langchain_capture,
     "langchain-cost": langchain_cost,
     "langchain-probes": langchain_probes,
     "langchain-standard": langchain_standard,
+    "losslessness-table": losslessness_table,
     "replay-table": replay_table,
 }
 _SECONDS = ("seconds", "seconds_plain", "seconds_generate")

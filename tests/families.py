@@ -13,6 +13,7 @@ from transformers import (
 
 from llma_rag import Decoder
 from tests.models import VOCAB, character_tokenizer
+from tests.stateful import HYBRID, RECURRENT
 
 _COMMON = {
     "vocab_size": VOCAB,
@@ -43,14 +44,6 @@ _LATENT = {
     "topk_group": 1,
 }
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-_MAMBA = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_expand": 2,
-}
-
 ATTENTION: dict[str, tuple[str, dict]] = {
     "llama": ("llama", _GROUPED),
     "mistral": ("mistral", dict(_GROUPED, sliding_window=None, head_dim=8)),
@@ -143,95 +136,6 @@ ATTENTION: dict[str, tuple[str, dict]] = {
     "exaone4": ("exaone4", dict(_GROUPED, sliding_window=8, sliding_window_pattern=2)),
 }
 """Families whose state is keys and values: name to model type and settings."""
-
-HYBRID: dict[str, tuple[str, dict]] = {
-    "qwen3_next": (
-        "qwen3_next",
-        dict(
-            _GROUPED,
-            head_dim=8,
-            linear_num_value_heads=4,
-            linear_num_key_heads=2,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-            shared_expert_intermediate_size=16,
-            layer_types=["linear_attention", "full_attention"],
-        ),
-    ),
-    "qwen3_5": (
-        "qwen3_5_text",
-        dict(
-            _GROUPED,
-            head_dim=8,
-            linear_num_value_heads=4,
-            linear_num_key_heads=2,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-            layer_types=["linear_attention", "full_attention"],
-        ),
-    ),
-    "granitemoehybrid": (
-        "granitemoehybrid",
-        dict(
-            _GROUPED,
-            **_MAMBA,
-            **_EXPERTS,
-            shared_intermediate_size=16,
-            layer_types=["mamba", "attention"],
-        ),
-    ),
-    "nemotron_h": (
-        "nemotron_h",
-        dict(
-            _GROUPED,
-            head_dim=8,
-            mamba_num_heads=4,
-            mamba_head_dim=16,
-            ssm_state_size=8,
-            n_groups=1,
-            layers_block_type=["mamba", "attention"],
-        ),
-    ),
-    "falcon_h1": ("falcon_h1", dict(_GROUPED, **_MAMBA, mamba_d_ssm=64, head_dim=8)),
-    "lfm2": ("lfm2", dict(_GROUPED, layer_types=["conv", "full_attention"], block_ff_dim=48)),
-}
-"""Families with recurrent state that drafts can be verified on."""
-
-RECURRENT: dict[str, tuple[str, dict]] = {
-    "mamba": ("mamba", {"state_size": 8}),
-    "mamba2": (
-        "mamba2",
-        {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
-    ),
-    "jamba": (
-        "jamba",
-        dict(
-            _GROUPED,
-            num_experts=2,
-            attn_layer_period=2,
-            attn_layer_offset=1,
-            mamba_d_state=8,
-            mamba_dt_rank=4,
-            use_mamba_kernels=False,
-        ),
-    ),
-    "bamba": ("bamba", dict(_GROUPED, **_MAMBA, attn_layer_indices=[1])),
-    "rwkv": ("rwkv", {"attention_hidden_size": 32, "context_length": 512}),
-    "recurrent_gemma": (
-        "recurrent_gemma",
-        {
-            "lru_width": 32,
-            "num_key_value_heads": 1,
-            "attention_window_size": 16,
-            "block_types": ["recurrent", "attention"],
-        },
-    ),
-    "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
-}
-"""Families in which a pass over several tokens is itself wrong, or whose state is out of reach."""
 
 FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT}
 

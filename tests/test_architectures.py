@@ -23,15 +23,17 @@ from tests.families import (
 )
 from tests.models import VOCAB, character_tokenizer, greedy, of_generate
 
-PROMPTS = 8
+PROMPTS = 6
 REFERENCES_PER_PROMPT = 3
-"""8 x 3 cases for each of more than 90 models: see `test_T01_has_enough_cases`."""
+"""6 x 3 cases for each of more than 112 models: see `test_T01_has_enough_cases`."""
 
 NEW_TOKENS = 14
 
 MODELS = [(family, kind) for family in FAMILIES for kind in attentions(family)]
 
-DECODED_PLAINLY = ("mamba", "falcon_mamba", "jamba", "recurrent_gemma")
+DECODED_PLAINLY = (
+    "mamba", "falcon_mamba", "jamba", "recurrent_gemma", "zamba", "minimax",
+    )  # fmt: skip
 """Where a pass over several tokens is wrong in transformers 5.23, or state is in the modules."""
 
 
@@ -174,20 +176,25 @@ def test_T05_recurrent_state_is_put_back_after_a_rejection(family: str) -> None:
     model = model_of(family)
     runner = runner_of(model)
     assert runner.verdict.memory == "own"
-    assert runner.verdict.exactness == ("argmax" if family == "nemotron_h" else "exact")
+    assert runner.verdict.exactness == "exact"
     for seed in range(6):
         source = random.Random(seed)
         prompt = prompt_of(source)
         expected = greedy_without_end(model, prompt, 40)
+        plain = decode(runner, prompt, 40)
         drafted = decode(runner, prompt, 40, random_chain(source, expected))
-        assert drafted.tokens == expected
+        assert drafted.tokens == plain.tokens == expected
+        assert torch.allclose(drafted.logits, plain.logits, rtol=1e-4, atol=1e-4)
         assert drafted.passes <= 30
         assert drafted.widest <= MAX_OWED + 2 + 20 + 20
 
 
-@pytest.mark.parametrize("family", HYBRID)
+@pytest.mark.parametrize("family", sorted({*HYBRID} - {"qwen4_exp", "deepseek_v4", "xlstm"}))
 def test_T05_a_snapshot_copies_recurrent_state_only(family: str) -> None:
-    """Its size is the same behind 8 and behind 80 tokens: keys and values are not copied."""
+    """Its size is the same behind 8 and behind 80 tokens: keys and values are not copied.
+
+    Not so for the compressed keys of two families and for a state that is no cache at all.
+    """
     runner = runner_of(model_of(family))
     sizes = []
     for length in (8, 80):

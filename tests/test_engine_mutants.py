@@ -54,6 +54,9 @@ tree = functools.partial(engine.test_random_trees_give_the_logits_of_single_step
 recurrent = functools.partial(
     architectures.test_T05_recurrent_state_is_put_back_after_a_rejection, "qwen3_next"
 )
+limited = functools.partial(
+    architectures.test_T05_recurrent_state_is_put_back_after_a_rejection, "nemotron_h"
+)
 longrope = functools.partial(
     architectures.test_T04_no_pass_straddles_the_switch_of_the_rotary_embeddings
 )
@@ -66,6 +69,7 @@ MUTANTS = {
     "a node sees its siblings": (masks, "ancestors", sees_siblings, tree),
     "trees look beyond the window": (masks, "_windowed", sees_everything, windows),
     "a rejected state is kept": (OwnMemory, "keep", keeps_a_rejected_state, recurrent),
+    "drafts limit time steps": (step, "warm_view", lambda model: model, limited),
     "a snapshot copies nothing": (Snapshot, "_copied", lambda self, value: value, recurrent),
     "a failed pass is not undone": (
         OwnMemory,
@@ -119,9 +123,9 @@ MUTANTS = {
     ),
     "the probe does not let rows take turns": (
         probe,
-        "_plain_memory",
-        lambda model, ids: "own",
-        probes.test_state_in_the_modules_is_found,
+        "_owns_its_state",
+        lambda model, ids: True,
+        probes.test_state_that_rows_share_is_found,
     ),
 }
 
@@ -129,7 +133,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_of_the_engine_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target, attribute, replacement, killer = MUTANTS[name]
-    for family in ("mistral_window", "qwen2", "qwen3_next", "lfm2"):
+    for family in ("mistral_window", "qwen2", "qwen3_next", "lfm2", "nemotron_h"):
         for model in (model_of(family), model_of(family, "eager")):
             runner_of(model)  # probed unbroken: the probe itself would catch the mutant
     monkeypatch.setattr(target, attribute, replacement)

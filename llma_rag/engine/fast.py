@@ -2,6 +2,7 @@
 
 import weakref
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import PACKED
@@ -38,3 +39,31 @@ def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     if known is None or known[0] != modules:
         known = _views[model] = (modules, twin(model, attention=PACKED))
     return known[1]
+
+
+UNLIMITED_STEPS = (0.0, float("inf"))
+
+
+def warm_view(model: PreTrainedModel) -> PreTrainedModel:
+    """Return what runs all passes but a sequence's first; the model itself in nearly all cases.
+
+    In transformers 5 the recurrent layers of Nemotron-H and Zamba 2 limit time steps in passes over
+    several tokens and not in single steps (`time_step_limit`). `generate` takes single steps behind
+    the prompt; so that drafts give their logits, the returned twin has no limit.
+
+    Raises:
+        ValueError: If the model has such a limit and no twin.
+    """
+    if not any(_limits_steps(module) for module in model.modules()):
+        return model
+    if not can_twin(model):
+        raise ValueError("`model` limits time steps in a way that only its twin could undo.")
+    view = twin(model)
+    for module in filter(_limits_steps, view.modules()):
+        module.time_step_limit = UNLIMITED_STEPS  # type: ignore[assignment]  # no tensor or module
+    return view
+
+
+def _limits_steps(module: nn.Module) -> bool:
+    limit = getattr(module, "time_step_limit", None)
+    return isinstance(limit, (tuple, list)) and tuple(limit) != UNLIMITED_STEPS

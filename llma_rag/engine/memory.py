@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from llma_rag.engine.cache import SlabCache, layer_count
 from llma_rag.engine.snapshot import Snapshot
@@ -13,6 +12,10 @@ from llma_rag.engine.verdict import MemoryKind
 
 STATE_NAMES = ("past_key_values", "cache_params", "state")
 """Names under which models take and return their state, tried in this order."""
+
+
+class NoStateError(ValueError):
+    """A model neither takes nor returns its state by a name that is known here."""
 
 
 def forward_parameters(model: PreTrainedModel) -> frozenset[str]:
@@ -103,23 +106,19 @@ class OwnMemory:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Start with what `generate` would start with.
+        """Start with nothing: models whose state is of a kind of their own make it themselves.
 
         Raises:
-            ValueError: If the model takes its state by no argument that is known here.
+            NoStateError: If the model takes its state by no argument that is known here.
         """
         parameters = forward_parameters(model)
         name = next((name for name in STATE_NAMES if name in parameters), None)
         if name is None:
-            raise ValueError(f"`model` takes none of {', '.join(STATE_NAMES)}; it keeps no state.")
+            raise NoStateError(f"`model` takes none of {', '.join(STATE_NAMES)}.")
         self.length = 0
         self._name = name
-        self._config = model.config
-        self._state: Any = self._empty()
+        self._state: Any = None
         self._before: Snapshot | None = None
-
-    def _empty(self) -> DynamicCache | None:
-        return None if self._name == "state" else DynamicCache(config=self._config)
 
     def open(self, drafted: int) -> Mapping[str, object]:
         """Take a snapshot, unless everything the pass feeds is certain."""
@@ -127,9 +126,15 @@ class OwnMemory:
         return {"use_cache": True, self._name: self._state}
 
     def take(self, output: Mapping[str, Any]) -> None:
-        """Take the state that stands behind all tokens of the pass."""
+        """Take the state that stands behind all tokens of the pass.
+
+        Raises:
+            NoStateError: If the model returned none.
+        """
         returned = output.get(self._name)
         self._state = self._state if returned is None else returned
+        if self._state is None:
+            raise NoStateError(f"`model` was given no `{self._name}` and returned none.")
 
     def undo(self) -> None:
         """Put back the state before the pass."""
@@ -147,7 +152,7 @@ class OwnMemory:
 
     def forget(self) -> None:
         """Drop the state."""
-        self._state, self._before, self.length = self._empty(), None, 0
+        self._state, self._before, self.length = None, None, 0
 
 
 class NoMemory:

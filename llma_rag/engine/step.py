@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import attention_for_tree, knows_layers
@@ -81,6 +82,7 @@ class StepRunner:
         """
         check_model(model)
         self.model = model
+        self._warm = warm_view(model)
         self.verdict = verdict or Verdict()
         self.fixed = fixed
         self._device = _input_device(model)
@@ -135,7 +137,8 @@ class StepRunner:
         arguments = self._fixed_arguments(step) if fixed else self._arguments(step)
         memory = row.memory.open(len(step.drafted))
         try:
-            output = self.model(**arguments, **memory, return_dict=True)
+            model = self._warm if row.memory.length else self.model
+            output = model(**arguments, **memory, return_dict=True)
         except BaseException:
             row.memory.undo()
             raise

@@ -1,27 +1,28 @@
-"""Run every setting with and without references, ours and the peer's, and write the table.
+"""The cases of the table in docs/losslessness.md, decoded with drafts and without, ours and theirs.
 
-The peer is transformers' prompt lookup. A case is equal when drafting changes no token. Usage:
-`python docs/losslessness_table.py`; it writes docs/results/losslessness/settings.json and the table
-in docs/losslessness.md, which also takes the rows of the other files in that folder.
+The peer is transformers' prompt lookup. A case is equal when drafting changes no token.
 """
 
-import json
 import random
+import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, GPT2Config, LogitsProcessor, StoppingCriteria
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LogitsProcessor,
+    StoppingCriteria,
+)
 
 from llma_rag import Decoder, NonFiniteLogitsError
 from llma_rag.testing import ScriptedModel, byte_tokenizer
+from tests.families import ATTENTION, model_of
+from tests.models import character_tokenizer
+from tests.stateful import HYBRID, RECURRENT
 
-HERE = Path(__file__).parent
-ROWS = HERE / "results" / "losslessness"
-PAGE = HERE / "losslessness.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 LOOKUP = {"prompt_lookup_num_tokens": 10}
 TOKENIZER = byte_tokenizer()
 TEXT = "The ferry leaves at nine. It takes 75 minutes, END of the line. The ferry is red."
@@ -32,12 +33,27 @@ def ids(text: str) -> list[int]:
     return list(TOKENIZER(text)["input_ids"])
 
 
+@cache
+def decoder_of(model: Any) -> Decoder:
+    """Return the decoder of a model; warnings of those decoded plainly are tested elsewhere."""
+    small = model.config.get_text_config().vocab_size < 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Decoder(model, character_tokenizer() if small else TOKENIZER)
+
+
+@cache
+def random_model(seed: int) -> ScriptedModel:
+    """Return a model whose random weights speak."""
+    return ScriptedModel([], seed=seed)
+
+
 class Case:
     """One model and prompt, decoded four ways: ours and the peer's, with and without drafts."""
 
     def __init__(self, model: Any, prompt: list[int], reference: str, **options: Any) -> None:
         self.model, self.prompt, self.reference = model, prompt, reference
-        self.decoder = Decoder(model, TOKENIZER)
+        self.decoder = decoder_of(model)
         self.options = {"max_new_tokens": 40, **options}
 
     def ours(self, draft: bool) -> Any:
@@ -99,17 +115,40 @@ def free(number: int, **options: Any) -> Case:
     """A model with random weights, which repeats itself."""
     source = random.Random(number)
     prompt = [source.randrange(4, 260) for _ in range(6)] * 3
-    return Case(ScriptedModel([], seed=number), prompt, TOKENIZER.decode(prompt), **options)
+    return Case(random_model(number % 3), prompt, TOKENIZER.decode(prompt), **options)
 
 
-def near_the_limit(length: int) -> Case:
-    """A GPT-2 with 64 learned positions and a prompt that leaves few of them."""
+def configured(number: int, **settings: Any) -> Case:
+    """A model that asks for a cache of another kind."""
+    case = free(number)
+    case.model = ScriptedModel([], seed=number)
+    case.decoder = decoder_of(case.model)
+    case.model.generation_config.update(**settings)
+    return case
+
+
+def of_family(family: str) -> Case:
+    """A tiny model of an architecture, with random weights."""
+    prompt = [10, 20, 30, 10, 20, 31] * 2
+    text = str(character_tokenizer().decode(prompt))
+    return Case(model_of(family), prompt, text, max_new_tokens=14)
+
+
+@cache
+def with_few_positions() -> Any:
+    """Return a GPT-2 with 64 learned positions."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=260, n_embd=16, n_layer=2, n_head=2, n_positions=64,
                         bos_token_id=None, eos_token_id=None, initializer_range=0.3)  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def near_the_limit(length: int) -> Case:
+    """A prompt that leaves few positions."""
     piece = [5, 6, 7, 8] * 16
-    return Case(model, piece[:length], TOKENIZER.decode(piece), max_new_tokens=64 - length)
+    return Case(
+        with_few_positions(), piece[:length], TOKENIZER.decode(piece), max_new_tokens=64 - length
+    )
 
 
 PROCESSORS: list[dict[str, Any]] = [
@@ -119,7 +158,8 @@ PROCESSORS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 SETTINGS: list[tuple[str, str, list[Callable[[], Case]]]] = [
-    ("T01", "greedy, fp32", [lambda n=n: free(n) for n in range(10)]),
+    ("T01", "greedy, fp32, one case of each family",
+     [lambda f=f: of_family(f) for f in ATTENTION]),
     ("T07", "GPT-2 up to its last position",
      [lambda n=n: near_the_limit(n) for n in range(4, 64, 5)]),
     ("T10", "stop string inside copied text",
@@ -131,6 +171,13 @@ SETTINGS: list[tuple[str, str, list[Callable[[], Case]]]] = [
      [lambda n=n, o=o: free(n, **o) for o in PROCESSORS for n in range(3)]),
     ("T14", "classifier-free guidance",
      [lambda n=n: free(n, guidance_scale=3.0) for n in range(8)]),
+    ("T05", "recurrent state that can be put back",
+     [lambda f=f: of_family(f) for f in HYBRID]),
+    ("T06", "recurrent state, in most of them out of reach: decoded plainly",
+     [lambda f=f: of_family(f) for f in RECURRENT]),
+    ("T20", "`cache_implementation=\"static\"`, no cache",
+     [lambda s=s: configured(1, **s) for s in ({"cache_implementation": "static"},
+                                               {"use_cache": False})]),
     ("T17", "sampling, the same seed",
      [lambda n=n: free(n, do_sample=True, seed=n) for n in range(20)]),
 ]  # fmt: skip
@@ -161,8 +208,33 @@ def rows() -> Iterator[dict[str, str]]:
         ours = summed([outcome(case.ours) for case in cases])
         peers = summed([outcome(case.peers) for case in cases])
         yield {"row": row, "what": what, "ours": ours, "peer": peers}
+    yield together()
     yield stateful()
     yield broken()
+
+
+def together() -> dict[str, str]:
+    """Decode two prompts at once: two requests here, a batch there."""
+    cases = [free(0), free(3)]
+    futures = [
+        case.decoder.submit(case.prompt, references=[case.reference], max_new_tokens=40)
+        for case in cases
+    ]
+    equal = [
+        future.result().token_ids == case.ours(False)
+        for future, case in zip(futures, cases, strict=True)
+    ]
+    batch = torch.tensor([case.prompt for case in cases])
+    try:
+        cases[0].model.generate(
+            batch, attention_mask=torch.ones_like(batch), pad_token_id=0, max_new_tokens=40,
+            **LOOKUP,
+        )  # fmt: skip
+        peer = "decoded"
+    except ValueError:
+        peer = "2 ValueError"
+    ours = f"{sum(equal)}/2 equal"
+    return {"row": "T18", "what": "two prompts at once", "ours": ours, "peer": peer}
 
 
 def stateful() -> dict[str, str]:
@@ -189,33 +261,3 @@ def broken() -> dict[str, str]:
     except Exception as error:
         peer = type(error).__name__
     return {"row": "T31", "what": "logits are NaN", "ours": ours, "peer": peer}
-
-
-def table() -> str:
-    """Return the table of all rows in the folder."""
-    found = [row for path in sorted(ROWS.glob("*.json")) for row in json.loads(path.read_text())]
-    found = sorted(
-        (row for row in found if {"row", "what", "ours"} <= set(row)), key=lambda row: row["row"]
-    )
-    lines = ["| row | setting | ours | prompt lookup | note |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['row']} | {row['what']} | {row['ours']} | {row.get('peer', '')} "
-        f"| {row.get('note', '')} |"
-        for row in found
-    ]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Run, write the rows, and put the table into the page."""
-    transformers.utils.logging.set_verbosity_error()
-    ROWS.mkdir(parents=True, exist_ok=True)
-    path = ROWS / "settings.json"
-    path.write_text(json.dumps(list(rows()), indent=1) + "\n")
-    page = PAGE.read_text()
-    head, rest = page.split(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
-
-
-if __name__ == "__main__":
-    main()
