@@ -164,7 +164,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer all inputs; they meet in the engine unless `max_concurrency` keeps them apart."""
+        """Answer all inputs at once, in turns, unless `max_concurrency` asks for fewer."""
         threads = min(len(inputs), _BATCH_THREADS)
         configs = config if isinstance(config, list) else [config or {}] * len(inputs)
         if threads and configs[0].get("max_concurrency") is None:

@@ -19,6 +19,7 @@ from pydantic import (
 import llma_rag
 from langchain_llma.calls import Call
 from langchain_llma.documents import Given, given_documents
+from langchain_llma.loaded import decoder_of, fields_of
 from langchain_llma.options import fields_of_loading, fields_of_pipeline, generation_options
 from langchain_llma.scopes import CapturedDocument, captured_documents
 from langchain_llma.tool_calls import Tool
@@ -124,6 +125,16 @@ class LocalModel(BaseModel):
     def _as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _dtype_by_name(cls, value: object) -> object:
+        return str(value).removeprefix("torch.")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
     @classmethod
     def from_model_id(
         cls,
@@ -187,26 +198,14 @@ class LocalModel(BaseModel):
     def from_huggingface(cls, loaded: Any, **fields: Any) -> Self:
         """Use the weights of a `ChatHuggingFace`, a `HuggingFacePipeline` or a pipeline.
 
-        Nothing is loaded again; generation arguments of the pipeline are taken over.
+        Nothing is loaded again; `pipeline_kwargs` and a chat model's own fields are taken over.
 
         Raises:
             ValueError: If `loaded` holds no local model, for example an endpoint.
         """
-        outer = getattr(loaded, "llm", loaded)
-        pipeline = getattr(outer, "pipeline", outer)
-        model: Any = getattr(pipeline, "model", None)
-        tokenizer = getattr(loaded, "tokenizer", None) or getattr(pipeline, "tokenizer", None)
-        if not hasattr(model, "forward") or tokenizer is None:
-            msg = (
-                "`loaded` must hold a local model and its tokenizer, got "
-                f"`{type(loaded).__name__}`. Pass a transformers text-generation pipeline, or a "
-                "`HuggingFacePipeline` or `ChatHuggingFace` over one."
-            )
-            raise ValueError(msg)
-        taken = fields_of_pipeline(getattr(outer, "pipeline_kwargs", None) or {})
+        taken = fields_of(loaded)
         fields["options"] = {**taken.pop("options"), **fields.get("options", {})}
-        fields = {**taken, **fields}
-        return cls.from_decoder(llma_rag.Decoder(model, tokenizer), **fields)
+        return cls.from_decoder(decoder_of(loaded), **{**taken, **fields})
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

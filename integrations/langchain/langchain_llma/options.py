@@ -97,7 +97,5 @@ def fields_of_loading(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in model_kwargs.items()
         if name in _LOADING_FIELDS
     }
-    if "dtype" in fields:
-        fields["dtype"] = str(fields["dtype"]).removeprefix("torch.")
     rest = {name: value for name, value in model_kwargs.items() if name not in _LOADING_FIELDS}
     return fields | {"model_kwargs": rest}

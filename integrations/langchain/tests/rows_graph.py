@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
+from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
 from integrations.langchain.tests.matrix import Bench, Expected, Rows, drained, filled, run
@@ -13,6 +14,7 @@ from integrations.langchain.tests.probes import QUESTION, UserRetriever, joined,
 
 ROWS = Rows("langgraph")
 AGENTS = ("langchain",)
+V3 = () if hasattr(Runnable, "stream_events") else ("langchain_core from 1.5 on",)
 
 
 class State(TypedDict):
@@ -101,7 +103,7 @@ def graph_messages(bench: Bench) -> Expected:
     return of("u1")
 
 
-@ROWS.add("LangGraph: stream_events v3", "langchain_protocol")
+@ROWS.add("LangGraph: stream_events v3", *V3)
 def graph_v3(bench: Bench) -> Expected:
     graph = _graph(bench.chat(streams=True), UserRetriever().invoke)
     list(graph.stream_events({"q": "u1"}, version="v3"))

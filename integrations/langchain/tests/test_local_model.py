@@ -1,6 +1,6 @@
 """With real weights: what users of the older classes hit, told in eight rows, and more.
 
-The rows are those of the table in `docs/langchain.md`; `probe_huggingface.py` asks the same of
+The rows are those of the table in `docs/langchain.md`; `probe_classes.py` asks the same of
 `langchain-huggingface`.
 """
 
@@ -223,7 +223,7 @@ def test_the_answer_is_what_transformers_generates(tiny: Path) -> None:
 
 
 def test_equal_arguments_load_once(tiny: Path) -> None:
-    first, second = ChatLLMA(model=tiny, dtype="float32"), LLMA(model=tiny, dtype="float32")
+    first, second = ChatLLMA(model=tiny, dtype=torch.float32), LLMA(model=tiny, dtype="float32")
     assert first.decoder is second.decoder
     assert ChatLLMA(model=tiny, dtype="bfloat16").decoder is not first.decoder
 
@@ -236,11 +236,16 @@ def test_a_loaded_pipeline_is_taken_over(tiny: Path) -> None:
         str(tiny), "text-generation", pipeline_kwargs={"max_new_tokens": 7, "do_sample": False}
     )
     old = huggingface.ChatHuggingFace(llm=pipe)
-    for taken in (LLMA.from_huggingface(pipe), ChatLLMA.from_huggingface(old)):
+    for kind, loaded in ((LLMA, pipe), (ChatLLMA, old)):
+        taken = kind.from_huggingface(loaded)
         assert taken.decoder.model is pipe.pipeline.model
         assert taken.max_tokens == 7
         assert taken.options == {"do_sample": False}
+        assert taken.decoder is kind.from_huggingface(loaded).decoder, "a model has one owner"
     assert ChatLLMA.from_huggingface(pipe.pipeline).decoder.model is pipe.pipeline.model
+    told = huggingface.ChatHuggingFace(llm=pipe, temperature=0.5, max_tokens=3, stop_sequences="x")
+    chat = ChatLLMA.from_huggingface(told, temperature=0)
+    assert (chat.temperature, chat.max_tokens, chat.stop) == (0, 3, ["x"])
     old_text = pipe.invoke(PROMPT, skip_prompt=True)
     assert LLMA.from_huggingface(pipe).invoke(PROMPT) == old_text
 

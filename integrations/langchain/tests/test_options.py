@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from integrations.langchain.tests.probes import ProbeDecoder, chat, text_model
 from langchain_llma import LLMA, ChatLLMA
@@ -56,7 +57,7 @@ def test_fields_and_calls(decoder: ProbeDecoder) -> None:
 
 
 def test_aliases() -> None:
-    llm = ChatLLMA(model_name="m", max_new_tokens=3, stop_sequences=["x"], api_key="secret")
+    llm = ChatLLMA(model_name="m", max_new_tokens=3, stop_sequences="x", api_key="secret")
     assert (llm.model, llm.max_tokens, llm.stop) == ("m", 3, ["x"])
     assert llm.hf_token is not None
     assert "secret" not in repr(llm)
@@ -82,7 +83,7 @@ def test_from_model_id_takes_the_pipelines_arguments() -> None:
         "m",
         "text-generation",
         device=-1,
-        model_kwargs={"torch_dtype": "torch.float32", "token": "t", "low_cpu_mem_usage": True},
+        model_kwargs={"torch_dtype": torch.float32, "token": "t", "low_cpu_mem_usage": True},
         pipeline_kwargs={"max_new_tokens": 4, "repetition_penalty": 1.1},
         batch_size=8,
     )
