@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import SWITCH, Calibration, cache_folder, calibrate, measure
 from llma_rag.engine.step import Pass, StepRunner
@@ -21,6 +22,7 @@ class CountingRunner(StepRunner):
     def run(self, step: Pass) -> torch.Tensor:
         self.passes += 1
         CountingRunner.clock += 1.0 + 0.1 * len(step.drafted) * (step.row.length >= 100)
+        CountingRunner.clock += 0.0 if step.is_chain else 0.25
         return super().run(step)
 
 
@@ -40,6 +42,16 @@ def test_times_are_relative_to_one_token(runner: CountingRunner) -> None:
     curve = measure(runner).curve(128)
     assert curve is not None
     assert [round(curve(width), 6) for width in (1, 2, 16, 32)] == [1.0, 1.1, 2.5, 4.1]
+
+
+def test_branching_is_measured_where_trees_are_taken(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = measure(runner).curve(128)
+    assert curve is not None
+    assert curve.branching == pytest.approx(0.25)
+    monkeypatch.setattr(StepRunner, "supports_trees", property(lambda self: False))
+    assert measure(runner).branching == {}
 
 
 def test_a_model_is_measured_once(runner: CountingRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +132,19 @@ def test_the_nearest_context_counts() -> None:
     assert near is not None
     assert far is not None
     assert (near(2), far(2)) == (1.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "branching", "pays"),
+    [
+        (0.0, 0.0, True),
+        (0.005, 0.09, True),
+        (0.005, 0.11, False),
+        (0.02, 0.02, True),
+        (0.02, 0.03, False),
+        (0.09, 0.0, True),
+        (0.11, 0.0, False),
+    ],
+)
+def test_trees_are_drafted_where_they_pay(cost: float, branching: float, pays: bool) -> None:
+    assert CostCurve.linear(cost, branching).branches_pay is pays

@@ -5,9 +5,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,13 +22,16 @@ from llma_rag.engine.step import Pass, Row, StepRunner
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 CONTEXTS = (128, 1024)
 SECONDS = 1.0
 """Time to spend; every width is measured, slow models at fewer widths."""
+
+BRANCHED = 8
+"""Drafted tokens with which the cost of branching is measured."""
 
 ROUNDS = 3, 50
 """Least and most times that each width is measured; a slow model's widths are measured once."""
@@ -46,15 +49,18 @@ class Calibration:
 
     Attributes:
         times: Context in tokens -> width in tokens -> time relative to width 1.
+        branching: Context in tokens -> what a draft that is a tree takes longer than a chain.
     """
 
     times: Mapping[int, Mapping[int, float]]
+    branching: Mapping[int, float] = field(default_factory=dict)
 
     def curve(self, context: int) -> CostCurve | None:
         """Return the costs at the measured context nearest to `context`; None if there is none."""
         if not self.times:
             return None
-        return CostCurve(self.times[min(self.times, key=lambda one: abs(one - context))])
+        nearest = min(self.times, key=lambda one: abs(one - context))
+        return CostCurve(self.times[nearest], self.branching.get(nearest, 0.0))
 
 
 def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
@@ -81,10 +87,29 @@ def measure(runner: StepRunner) -> Calibration:
     contexts = [one for one in CONTEXTS if one + max(WIDTHS) < most] or [1]
     deadline = time.perf_counter() + SECONDS / len(contexts)
     found: dict[int, Mapping[int, float]] = {}
+    branching: dict[int, float] = {}
     for context in contexts:
-        found[context] = _relative(_times(runner, _row(runner, context), deadline))
+        row = _row(runner, context)
+        times = _times(runner, row, deadline)
+        found[context] = _relative(times)
+        if runner.supports_trees:
+            rounds = 1 if times[1] > SLOW_PASS else ROUNDS[0]
+            branching[context] = round(_branching(runner, row, rounds) / times[1], 4)
         deadline += SECONDS / len(contexts)
-    return Calibration(found)
+    return Calibration(found, branching)
+
+
+def _branching(runner: StepRunner, row: Row, rounds: int) -> float:
+    """Return by how many seconds a small tree takes longer than a chain of its size."""
+    if runner.draft_limit(row) < BRANCHED:
+        return 0.0
+    chain, tree = range(-1, BRANCHED - 1), [-1, *range(-1, BRANCHED - 2)]
+    _time(runner, row, BRANCHED + 1, tree)
+    best = [
+        min(_time(runner, row, BRANCHED + 1, parents) for _ in range(rounds))
+        for parents in (chain, tree)
+    ]
+    return max(0.0, best[1] - best[0])
 
 
 def cache_folder() -> Path:
@@ -129,8 +154,10 @@ def _times(runner: StepRunner, row: Row, deadline: float) -> dict[int, float]:
     return best
 
 
-def _time(runner: StepRunner, row: Row, width: int) -> float:
-    step = Pass(row, [0], [0] * (width - 1), range(-1, width - 2))
+def _time(runner: StepRunner, row: Row, width: int, parents: Sequence[int] | None = None) -> float:
+    """Return the seconds of one pass; drafts are chains unless `parents` say otherwise."""
+    drafted = width - 1
+    step = Pass(row, [0], [0] * drafted, range(-1, drafted - 1) if parents is None else parents)
     started = time.perf_counter()
     runner.run(step).argmax(-1).tolist()
     return time.perf_counter() - started
@@ -170,11 +197,12 @@ def _read(file: Path) -> Calibration | None:
             int(context): {int(width): float(time) for width, time in widths.items()}
             for context, widths in content["times"].items()
         }
+        branching = {int(one): float(time) for one, time in content["branching"].items()}
         for widths in times.values():
             CostCurve(widths)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return Calibration(times)
+    return Calibration(times, branching)
 
 
 def _write(file: Path, calibration: Calibration) -> None:
@@ -182,7 +210,7 @@ def _write(file: Path, calibration: Calibration) -> None:
     partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"format": FORMAT, "times": calibration.times}))
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(calibration)}))
         partial.replace(file)
     except OSError:
         with suppress(OSError):
