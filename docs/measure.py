@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from llma_rag.bench.machine import processor
 from llma_rag.bench.replay import DRAFTERS, replay, tokenised
 from llma_rag.demo.running import Demo
 
@@ -41,7 +42,7 @@ def main() -> None:
 def write(name: str, rows: list[dict[str, Any]], packages: Sequence[str] = ()) -> None:
     """Write rows and what they were measured on, versions of further packages included."""
     measured = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "date": date.today().isoformat(),
         "commit": _commit(),
         "versions": {
@@ -53,15 +54,6 @@ def write(name: str, rows: list[dict[str, Any]], packages: Sequence[str] = ()) -
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(measured, indent=1, ensure_ascii=False)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str:

@@ -166,6 +166,70 @@ def bf16_table(measured: dict[str, Any]) -> str:
     return _table([*heads, "changes per 1,000 tokens"], lines) + _origin(measured)
 
 
+def drafting_nodes(measured: dict[str, Any]) -> str:
+    """Return tokens per forward pass by node budget."""
+    found, origin = _section(measured, "tokens_per_forward")
+    ours = list(next(iter(found.values())))
+    lines = [
+        [budget, *(_with_interval(row[name]) for name in ours)] for budget, row in found.items()
+    ]
+    return _table(["draft", *(f"`{name}`" for name in ours)], lines) + origin
+
+
+def drafting_speed(measured: dict[str, Any]) -> str:
+    """Return S(c) of ours and of the peers, tuned, and of the same settings on other sets."""
+    ours, origin = _section(measured, "speed_ups")
+    peers, _ = _section(measured, "peers")
+    lines = []
+    for cost, found in peers.items():
+        rows = {**{f"**{name}**": row for name, row in ours[cost].items()}, **found}
+        best = {part: max(row[part] for row in found.values()) for part in ("dev", "test")}
+        lines += [
+            [
+                cost,
+                name.replace(":", ": ").replace(",", ", "),
+                *(f"{row[part]:.3f} ({row[part] / best[part] - 1:+.1%})" for part in best),
+            ]
+            for name, row in rows.items()
+        ]
+    heads = ["c", "drafter", "S(c), tuned sets", "S(c), test sets"]
+    return _table(heads, lines) + origin
+
+
+def drafting_sets(measured: dict[str, Any]) -> str:
+    """Return S(c) of ours on every set, the controls included."""
+    found, origin = _section(measured, "speed_ups")
+    controls, _ = _section(measured, "controls")
+    rows = {**found["sets"], **{name: row["llma-rag"] for name, row in controls.items()}}
+    costs = list(next(iter(rows.values())))
+    lines = [[name, *(f"{row[cost]:.3f}" for cost in costs)] for name, row in rows.items()]
+    return _table(["set", *(f"S({cost})" for cost in costs)], lines) + origin
+
+
+def drafting_answers(measured: dict[str, Any]) -> str:
+    """Return tokens per forward pass with earlier answers."""
+    found, origin = _section(measured, "answer_store")
+    lines = [[name, str(row["answers"]), _with_interval(row)] for name, row in found.items()]
+    return _table(["earlier answers", "answers", "tokens per forward"], lines) + origin
+
+
+def drafting_time(measured: dict[str, Any]) -> str:
+    """Return the time of a drafting step with 64k tokens of context."""
+    found, origin = _section(measured, "step_time")
+    lines = [
+        [name, *(f"{row[key]:.0f}" for key in ("step_us_p50", "step_us_p99", "build_ms"))]
+        for name, row in found.items()
+    ]
+    return _table(["drafter", "step p50, us", "step p99, us", "build, ms"], lines) + origin
+
+
+def drafting_hostile(measured: dict[str, Any]) -> str:
+    """Return what misleading references cost."""
+    found, origin = _section(measured, "hostile")
+    lines = [[name.replace("_", " "), str(value)] for name, value in found.items()]
+    return _table(["hostile references, c = 0.05", ""], lines) + origin
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bf16-table": bf16_table,
     "demo-answer": demo_answer,
@@ -175,6 +239,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "langchain-probes": langchain_probes,
     "langchain-standard": langchain_standard,
     "losslessness-table": losslessness_table,
+    "drafting-answers": drafting_answers,
+    "drafting-hostile": drafting_hostile,
+    "drafting-nodes": drafting_nodes,
+    "drafting-sets": drafting_sets,
+    "drafting-speed": drafting_speed,
+    "drafting-time": drafting_time,
     "replay-table": replay_table,
 }
 _SECONDS = ("seconds", "seconds_plain", "seconds_generate")
@@ -184,6 +254,17 @@ _SUMMED = ("tokens", "forwards", *_SECONDS)
 def _table(heads: list[str], lines: list[list[str]]) -> str:
     rules = ["---"] * len(heads)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rules, *lines))
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['tokens_per_forward']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _section(measured: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Return the rows of a section that was measured on its own, and what it was measured on."""
+    found = dict(measured[name])
+    return found, _origin(found.pop("environment"))
 
 
 def _origin(measured: dict[str, Any]) -> str:

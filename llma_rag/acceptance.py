@@ -66,7 +66,8 @@ _LENGTH_AT, _SHARE_AT, _ALL_AT, _LEAD_AT, _NEAR_AT, _DEPTH_AT, _SOURCE_AT, _AGRE
 
 LENGTH_WEIGHT = [_LENGTH_AT + bucket for bucket in _LENGTH]
 DEPTH_WEIGHT = [_DEPTH_AT + bucket for bucket in _DEPTH]
-"""Index of the weight of a match length, and of a depth."""
+AGREES_WEIGHT = _AGREES_AT + 1
+"""Index of the weight of a match length, of a depth, and of a copy's recycled rank 0."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -123,8 +124,12 @@ def recycled_evidence(rank: int, depth: int, longest: int) -> Evidence:
         depth: Drafted tokens above it.
         longest: Longest match that offers other tokens; 0 where nothing is copied.
     """
-    copied = 0 if longest == 0 else 1 if longest < 3 else 2
-    return (_RANK_AT + 3 * rank + copied, _DEPTH_AT + _DEPTH[min(depth, DEEPEST)])
+    return (_RANK_AT + 3 * rank + _copied(longest), _DEPTH_AT + _DEPTH[min(depth, DEEPEST)])
+
+
+def _copied(longest: int) -> int:
+    """Return the class of the longest match that offers other tokens: none, short, long."""
+    return 0 if longest == 0 else 1 if longest < 3 else 2
 
 
 @dataclass(slots=True)
@@ -205,18 +210,16 @@ class AcceptanceModel:
 
     def probability(self, evidence: Evidence, lean: Lean) -> float:
         """Return the estimated probability that the token is accepted if its parent is."""
-        log_odds = lean.log_odds
-        weights = self.weights
-        for place in evidence:
-            log_odds += weights[place]
+        log_odds = sum(map(self.weights.__getitem__, evidence), lean.log_odds)
         if log_odds < -30.0:
             return 0.0
         return 1.0 / (1.0 + math.exp(-log_odds))
 
     def run_log_odds(self, distance: int, source: int, lean: Lean) -> tuple[float, float, float]:
-        """Return the log-odds of the only place left, without the weights of length and depth.
+        """Return the log-odds of the only place left.
 
-        One for each value of `SHORT`; what `copy_evidence` describes, in three sums.
+        One for each value of `SHORT`: what `copy_evidence` describes without the weights of
+        length, depth and recycled rank, in three sums.
         """
         weights = self.weights
         same = (
@@ -224,7 +227,6 @@ class AcceptanceModel:
             + weights[_SHARE_AT + 4]
             + weights[_LEAD_AT]
             + weights[_SOURCE_AT + source]
-            + weights[_AGREES_AT]
         )
         near, every = _NEAR_AT + 3 * _NEAR[distance], _ALL_AT + 12
         return (
@@ -232,6 +234,15 @@ class AcceptanceModel:
             same + weights[near + 1] + weights[every + 1],
             same + weights[near + 2] + weights[every + 2],
         )
+
+    def recycled_log_odds(self, lean: Lean) -> tuple[float, float, float]:
+        """Return the log-odds of the best recycled rank beside a copy, without that of depth.
+
+        One for each value of `SHORT` of the copy.
+        """
+        ranks = self.weights[_RANK_AT:]
+        few, many = lean.log_odds + max(ranks[1::3]), lean.log_odds + max(ranks[2::3])
+        return few, few, many
 
     def observe(self, evidence: Evidence, lean: Lean, accepted: bool) -> None:
         """Learn from one token whose parent was accepted."""

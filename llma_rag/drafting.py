@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 from llma_rag.acceptance import (
     ANSWER,
@@ -17,11 +17,9 @@ from llma_rag.acceptance import (
     Lean,
 )
 from llma_rag.costs import CostCurve
-from llma_rag.expansion import Candidate, Grower, Limits, Successors, Tree
+from llma_rag.expansion import Grower, Limits, Successors
 from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
-
-ROOT = -1
-"""Parent of a node that follows the last committed token."""
+from llma_rag.tree import ROOT, Candidate, Tree
 
 CANDIDATES, LEAST_CANDIDATES = 96, 16
 """Most places from which a large tree and a chain is grown."""
@@ -59,7 +57,7 @@ class Draft:
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
-    places: tuple[Place | None, ...] = ()
+    places: Sequence[Place | None] = ()
     probabilities: tuple[float, ...] = ()
 
     @classmethod
@@ -172,6 +170,9 @@ class ReferenceDrafter:
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
         self._given_successors = successors
+        self._banned = banned_tokens
+        self._above = float("inf") if vocab_size is None else vocab_size
+        self._turn = 0
         self._successors = None if successors is None else self._allowed_successors
         self._seen = len(prompt)
         self._tree = Tree()
@@ -201,17 +202,25 @@ class ReferenceDrafter:
         )
         grower = Grower(self.index.tokens, self._acceptance, self._lean, limits, self._successors)
         self._tree = tree = grower.grow(self._candidates(context, limits.nodes), context[-1])
+        if not tree.tokens:
+            return Draft()
         return Draft(
             tokens=tuple(tree.tokens),
             parents=tuple(tree.parents),
-            places=tuple(map(self._sources.place, _joined(tree))),
+            places=Places(tree, self._sources),
             probabilities=tuple(tree.probabilities),
         )
 
-    def _allowed_successors(self, token: int) -> list[int]:
-        given, may_copy = self._given_successors, self.index.may_copy
-        found = [] if given is None else [other for other in given(token) if may_copy(other)]
-        return found[:RECYCLED_RANKS]
+    def _allowed_successors(self, token: int) -> Sequence[int]:
+        given = self._given_successors
+        found = given(token) if given is not None else ()
+        if not found:
+            return ()
+        if len(found) > RECYCLED_RANKS:
+            found = found[:RECYCLED_RANKS]
+        if self._banned.isdisjoint(found) and max(found) < self._above:
+            return found
+        return [other for other in found if self.index.may_copy(other)]
 
     def _affordable(self, nodes: int) -> int:
         """Return how many of `nodes` may all be wrong without losing more than the slack allows.
@@ -233,17 +242,18 @@ class ReferenceDrafter:
         limit = min(max(wanted, LEAST_CANDIDATES), CANDIDATES)
         borders, sources = self._sources.borders, self._sources.sources
         near, far = [*self._loci, -FAR, -FAR][:2]
+        places = self.index.places(context, limit)
         found: list[Candidate] = []
-        for position, length in self.index.matches(context, limit):
-            if length < self.min_match_length:
-                break
-            distance = position - near
-            if not 0 <= distance < FAR:
+        for position, length in places:
+            if 0 <= position - near < FAR:
+                distance = position - near
+            elif 0 <= position - far < FAR:
                 distance = position - far
-                if not 0 <= distance < FAR:
-                    distance = FAR
-            source = sources[bisect_right(borders, position)]
-            found.append((position, length, distance, source))
+            else:
+                distance = FAR
+            found.append((position, length, distance, sources[bisect_right(borders, position)]))
+        if self.min_match_length > 1:
+            found = [place for place in found if place[1] >= self.min_match_length]
         return found
 
     def _learn(self, new: Sequence[int]) -> None:
@@ -251,29 +261,18 @@ class ReferenceDrafter:
         tree, model, lean = self._tree, self._acceptance, self._lean
         self._gained += len(new)
         self._spent += 1.0 if self._costs is None else self._costs(len(tree.tokens) + 1)
-        nodes = {
-            edge: node for node, edge in enumerate(zip(tree.parents, tree.tokens, strict=True))
-        }
-        node, tokens = ROOT, self.index.tokens
-        for depth, token in enumerate(new):
-            for offered, evidence in tree.offered(node, depth, tokens):
+        node, depth, tokens = ROOT, 0, self.index.tokens
+        self._turn += 1
+        for token in new:
+            for offered, evidence in tree.offered(node, depth, tokens, self._turn):
                 model.observe(evidence, lean, offered == token)
-            child = nodes.get((node, token))
+            child = tree.child(node, token)
             if child is None:
                 break
-            node = child
-        if node != ROOT and tree.candidates[node]:
-            self._loci = [candidate[0] - 1 for candidate in tree.candidates[node][:LOCI]]
-
-
-def _joined(tree: Tree) -> list[int | None]:
-    """Return one position per node, so chosen that the best path is a run of one text."""
-    positions = list(tree.positions)
-    for node in range(len(positions) - 1, -1, -1):
-        position, parent = positions[node], tree.parents[node]
-        if position is not None and parent != ROOT and positions[parent] is not None:
-            positions[parent] = position - 1
-    return positions
+            node, depth = child, depth + 1
+        places = tree.candidates[node + 1]
+        if node != ROOT and places:
+            self._loci = [place[0] + depth - 1 for place in places[:LOCI]]
 
 
 class _Sources:
@@ -312,3 +311,40 @@ class _Sources:
         if segment < self._references + self._extra:
             return Place(segment + 2, offset)
         return Place(segment - self._extra, offset)
+
+
+class Places(Sequence[Place | None]):
+    """The place of each node of a tree, worked out where it is asked for.
+
+    Places are so chosen that the best path is a run of one text.
+    """
+
+    def __init__(self, tree: Tree, sources: _Sources) -> None:
+        self._tree = tree
+        self._sources = sources
+        self._joined: list[int | None] = []
+
+    def __len__(self) -> int:
+        return len(self._tree.tokens)
+
+    @overload
+    def __getitem__(self, node: int) -> Place | None: ...
+
+    @overload
+    def __getitem__(self, node: slice) -> tuple[Place | None, ...]: ...
+
+    def __getitem__(self, node: int | slice) -> Place | tuple[Place | None, ...] | None:
+        if not self._joined:
+            self._joined = self._join()
+        if isinstance(node, slice):
+            return tuple(map(self._sources.place, self._joined[node]))
+        return self._sources.place(self._joined[node])
+
+    def _join(self) -> list[int | None]:
+        tree = self._tree
+        positions = list(tree.positions)
+        for node in range(len(positions) - 1, -1, -1):
+            position, parent = positions[node], tree.parents[node]
+            if position is not None and parent != ROOT and positions[parent] is not None:
+                positions[parent] = position - 1
+        return positions

@@ -1,11 +1,13 @@
 """Grow a token tree out of places that continue the context, most probable paths first."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import exp
+from operator import itemgetter
 
 from llma_rag.acceptance import (
+    AGREES_WEIGHT,
     DEEPEST,
     DEPTH_WEIGHT,
     LENGTH_WEIGHT,
@@ -13,18 +15,12 @@ from llma_rag.acceptance import (
     RECYCLED_RANKS,
     SHORT,
     AcceptanceModel,
-    Evidence,
     Lean,
-    copy_evidence,
     recycled_evidence,
 )
 from llma_rag.costs import CostCurve
-from llma_rag.index import MAX_MATCH_LENGTH
-
-ROOT = -1
-
-OBSERVED = 8
-"""Of what may follow a node, how many tokens are learned from; longest matches come first."""
+from llma_rag.index import MAX_MATCH_LENGTH, NO_TOKEN
+from llma_rag.tree import ROOT, Candidate, Run, Tree, follow
 
 LEAST_PROBABILITY = 1e-4
 """Paths below it are never drafted."""
@@ -32,51 +28,14 @@ LEAST_PROBABILITY = 1e-4
 PRICE_FACTOR, STEP_WEIGHT = 1.15, 1.6
 """How dear a unit of time is: tuned on recorded answers, see `Grower._price`."""
 
-Candidate = tuple[int, int, int, int]
-"""Position of the next token, match length, distance from the last accepted copy, source."""
-
-Offer = tuple[int, Evidence]
-"""A token that may follow a node, drafted or not, and what is known of it."""
-
 Successors = Callable[[int], Sequence[int]]
 """Gives the likely successors of a token, best first."""
 
+Entry = tuple[float, int, int, int, int, Sequence[Candidate] | None, int]
+"""Negated probability, number, token, parent, depth, places, position or recycled rank (as ~rank).
 
-@dataclass(slots=True)
-class Tree:
-    """A grown draft and what is needed to learn from its verification.
-
-    Attributes:
-        tokens: Token of each node.
-        parents: Parent of each node.
-        positions: Where each token was copied from; None for recycled tokens.
-        probabilities: Probability of the path to each node.
-        candidates: Places that are left behind each node.
-        offers: For `ROOT` and nodes expanded with several places, what could follow.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    positions: list[int | None] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    candidates: list[Sequence[Candidate]] = field(default_factory=list)
-    offers: dict[int, list[Offer]] = field(default_factory=dict)
-
-    def offered(self, node: int, depth: int, tokens: Sequence[int]) -> Sequence[Offer]:
-        """Return what could follow a node with `depth` tokens from the root to it."""
-        found = self.offers.get(node)
-        if found is not None or node == ROOT or len(self.candidates[node]) != 1:
-            return found or ()
-        position, length, distance, source = self.candidates[node][0]
-        if position >= len(tokens) or tokens[position] < 0:
-            return ()
-        return ((tokens[position], copy_evidence(length, distance, depth, source)),)
-
-    def cut(self, size: int) -> None:
-        """Forget the nodes after the first `size`."""
-        for column in (self.tokens, self.parents, self.positions, self.probabilities):
-            del column[size:]
-        del self.candidates[size:]
+No places: the recycled successors of the parent, not looked at yet; the probability is a bound.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +74,12 @@ class Grower:
         self._lean = lean
         self._limits = limits
         self._successors = successors
-        self._heap: list[tuple[float, int, int, int, int, Sequence[Candidate], int | None]] = []
+        self._heap: list[Entry] = []
         self._pushed = 0
+        self._same: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
+        price = min(self._margins, default=0.0) * limits.price * PRICE_FACTOR
+        self._least = max(LEAST_PROBABILITY, price)
 
     def grow(self, candidates: Sequence[Candidate], last_token: int) -> Tree:
         """Draft what `candidates` and successors of `last_token` foretell.
@@ -125,78 +88,132 @@ class Grower:
             candidates: Places that continue the context, longest match first.
             last_token: Last token of the context.
         """
-        tree, limits, heap = self.tree, self._limits, self._heap
-        self._expand(ROOT, 0, 1.0, candidates, last_token)
-        margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
+        tree, limits, heap, margins = self.tree, self._limits, self._heap, self._margins
+        tree.candidates[0] = candidates
+        if limits.nodes:
+            self._expand(ROOT, 0, 1.0, candidates, last_token)
         gain = 0.0
         while heap and len(tree.tokens) < limits.nodes:
-            least, _, token, parent, depth, rest, position = heappop(heap)
-            probability = -least
-            node = len(tree.tokens)
-            if margins and probability < margins[node] * self._price(node, gain):
-                break
-            gain += probability
-            tree.tokens.append(token)
-            tree.parents.append(parent)
-            tree.positions.append(position)
-            tree.probabilities.append(probability)
-            tree.candidates.append(rest)
-            if depth >= limits.depth or node + 1 >= limits.nodes:
-                continue
-            if len(rest) == 1 and self._successors is None:
-                gain += self._run(node, depth, probability, rest[0], gain)
-            else:
-                self._expand(node, depth, probability, rest, token)
+            entry = heappop(heap)
+            if margins:
+                nodes = len(tree.tokens)
+                if -entry[0] < margins[nodes] * self._price(nodes, gain):
+                    break
+            gain = self._take(entry, gain)
         if margins:
             tree.cut(self._best_size(gain))
         return tree
 
+    def _take(self, entry: Entry, gain: float) -> float:
+        """Draft what an entry of the heap stands for; return the gain with it."""
+        least, _, token, parent, depth, places, position = entry
+        tree, limits = self.tree, self._limits
+        if places is None:
+            self._recycle(parent, depth, 0)
+            return gain
+        gain -= least
+        node = len(tree.tokens)
+        tree.add(token, parent, -least, places, position if position >= 0 else None)
+        if position < 0 and limits.branching:
+            self._recycle(parent, depth - 1, -position)
+        if depth >= limits.depth or node + 1 >= limits.nodes:
+            return gain
+        if len(places) == 1:
+            return self._run(node, depth, -least, places, gain)
+        self._expand(node, depth, -least, places, token)
+        return gain
+
+    def _push(
+        self,
+        path: float,
+        token: int,
+        parent: int,
+        depth: int,
+        places: Sequence[Candidate] | None,
+        position: int,
+    ) -> None:
+        if path > self._least:
+            self._pushed += 1
+            heappush(self._heap, (-path, self._pushed, token, parent, depth, places, position))
+
     def _run(
-        self, node: int, depth: int, probability: float, place: Candidate, gain: float
+        self, node: int, depth: int, probability: float, places: Sequence[Candidate], gain: float
     ) -> float:
         """Follow the only place left behind a node while nothing else is more probable.
 
-        Does what expanding node after node would do, without the heap; most drafts are such runs.
-        Returns the probability gained.
+        Does what expanding node after node would do, with less work; most drafts are such runs.
+        Returns the gain, that of the nodes before included.
         """
-        tree, limits, tokens = self.tree, self._limits, self._tokens
-        before = gain
-        rival = -self._heap[0][0] if self._heap else LEAST_PROBABILITY
-        margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
-        position, length, distance, source = place
-        room = min(limits.nodes - node - 1, limits.depth - depth, len(tokens) - position)
-        weights = self._model.weights
-        base = self._model.run_log_odds(distance, source, self._lean)
-        parent = node
-        for step in range(room):
-            token = tokens[position]
-            if token < 0:
-                break
-            at = depth + step
-            odds = base[SHORT[length]] + weights[LENGTH_WEIGHT[length]]
-            odds += weights[DEPTH_WEIGHT[at if at < DEEPEST else DEEPEST]]
-            path = probability / (1.0 + exp(-odds))
-            bar = margins[parent + 1] * self._price(parent + 1, gain) if margins else 0.0
-            if path < rival or path < bar:
-                if path > LEAST_PROBABILITY:
-                    rest = (_moved((position, length, distance, source)),)
-                    self._pushed += 1
-                    heappush(
-                        self._heap, (-path, self._pushed, token, parent, at + 1, rest, position)
-                    )
-                break
-            probability = path
+        tree, limits, margins = self.tree, self._limits, self._margins
+        rival = -self._heap[0][0] if self._heap else 0.0
+        room = min(limits.nodes - node - 1, limits.depth - depth)
+        run = Run(places, places[0][0] + depth)
+        tokens, paths, looked_up = run.tokens, run.paths, run.successors
+        at, before = node, probability
+        for token, child, found, recycled in self._ahead(tree.tokens[node], depth, places[0]):
+            looked_up.append(found)
+            path = before * child
+            if found:
+                if not limits.branching and recycled > child:
+                    break
+                if limits.branching:
+                    self._push(before * recycled, NO_TOKEN, at, depth, None, 0)
+                    rival = max(rival, before * recycled)
+            if path < rival or (margins and path < margins[at + 1] * self._price(at + 1, gain)):
+                self._push(path, token, at, depth + 1, places, run.position + len(tokens))
+                tree.add_run(node, run)
+                return gain
+            tokens.append(token)
+            paths.append(path)
             gain += path
-            tree.tokens.append(token)
-            tree.parents.append(parent)
-            tree.positions.append(position)
-            tree.probabilities.append(path)
-            position += 1
-            if length < MAX_MATCH_LENGTH:
-                length += 1
-            tree.candidates.append(((position, length, distance, source),))
-            parent += 1
-        return gain - before
+            before = path
+            at += 1
+            depth += 1
+            if len(tokens) >= room:
+                tree.add_run(node, run)
+                return gain
+        tree.add_run(node, run)
+        if self._successors is not None:
+            self._expand(at, depth, before, places, tree.tokens[at])
+        return gain
+
+    def _ahead(
+        self, last: int, depth: int, place: Candidate
+    ) -> Iterator[tuple[int, float, Sequence[int], float]]:
+        """Yield what a place foretells behind `depth` tokens of a path that ends with `last`.
+
+        Token by token: the token, its probability given its parent, the recycled successors of
+        its parent, a bound of the probability of each of them.
+        """
+        weights, successors = self._model.weights, self._successors
+        first, length, distance, source = place
+        same = self._run_odds(distance, source)
+        rank, found, bound = NO_SUCCESSORS, (), 0.0  # type: int, Sequence[int], float
+        for token in self._tokens[first + depth : first + self._limits.depth]:
+            if token < 0:
+                return
+            short = min(length + depth, MAX_MATCH_LENGTH)
+            deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
+            if successors is not None:
+                found = successors(last)
+                rank = NO_SUCCESSORS
+                if found:
+                    rank = found.index(token) if token in found else RECYCLED_RANKS
+                    bound = 1.0 / (1.0 + exp(-same[3 + SHORT[short]] - deep))
+            odds = same[SHORT[short]] + weights[LENGTH_WEIGHT[short]] + deep
+            odds += weights[AGREES_WEIGHT + rank]
+            yield token, 1.0 / (1.0 + exp(-odds)), found, bound
+            last = token
+            depth += 1
+
+    def _run_odds(self, distance: int, source: int) -> tuple[float, ...]:
+        """Return the log-odds that stay the same along a run, by `SHORT`: copied, then recycled."""
+        found = self._same.get((distance, source))
+        if found is None:
+            model, lean = self._model, self._lean
+            found = model.run_log_odds(distance, source, lean) + model.recycled_log_odds(lean)
+            self._same[distance, source] = found
+        return found
 
     def _price(self, nodes: int, gain: float) -> float:
         """Return how many tokens a unit of time is worth in this step.
@@ -228,85 +245,52 @@ class Grower:
         node: int,
         depth: int,
         probability: float,
-        candidates: Sequence[Candidate],
+        places: Sequence[Candidate],
         last_token: int,
     ) -> None:
         """Offer what may follow a node to the heap."""
-        ranks = self._ranks(last_token)
-        found = self._copied(candidates, depth, ranks)
-        if ranks:
-            longest = candidates[0][1] if candidates else 0
-            found += [
-                (token, recycled_evidence(rank, depth, longest), (), None)
-                for token, rank in ranks.items()
-            ]
-        if not found:
-            return
-        model, lean = self._model, self._lean
-        self.tree.offers[node] = [(token, evidence) for token, evidence, _, _ in found[:OBSERVED]]
-        scored = [
-            (model.probability(evidence, lean), token, rest, position)
-            for token, evidence, rest, position in found
+        tree, model, lean = self.tree, self._model, self._lean
+        found: Sequence[int] = ()
+        if self._successors is not None:
+            found = tree.successors[node + 1] = self._successors(last_token)
+        copies = follow(self._tokens, places, depth, found)
+        if len(places) > 1:
+            tree.copies[node] = copies
+        children = [
+            (probability * model.probability(evidence, lean), token, rest, position)
+            for token, evidence, rest, position in copies
         ]
-        if not self._limits.branching and len(scored) > 1:
-            scored = [max(scored, key=lambda child: child[0])]
-        for child, token, rest, position in scored:
-            path = probability * child
-            if path > LEAST_PROBABILITY:
-                self._pushed += 1
-                heappush(self._heap, (-path, self._pushed, token, node, depth + 1, rest, position))
+        if not self._limits.branching:
+            if len(children) > 1:
+                children = [max(children, key=itemgetter(0))]
+            self._recycle(node, depth, 0, more_than=children[0][0] if children else 0.0)
+            if self._heap:
+                return
+        elif found:
+            self._recycle(node, depth, 0)
+        for path, token, rest, position in children:
+            self._push(path, token, node, depth + 1, rest, position)
 
-    def _ranks(self, last_token: int) -> dict[int, int]:
-        if self._successors is None:
-            return {}
-        return {token: rank for rank, token in enumerate(self._successors(last_token))}
+    def _recycle(self, node: int, depth: int, rank: int, more_than: float = 0.0) -> None:
+        """Offer the next recycled successor of a node, from `rank` on, that is not copied there.
 
-    def _copied(
-        self, candidates: Sequence[Candidate], depth: int, ranks: dict[int, int]
-    ) -> list[tuple[int, Evidence, Sequence[Candidate], int | None]]:
-        """Group places by the token that follows; takes those tokens out of `ranks`."""
-        tokens = self._tokens
-        size = len(tokens)
-        unknown = RECYCLED_RANKS if ranks else NO_SUCCESSORS
-        if len(candidates) == 1:
-            position, length, distance, source = candidates[0]
-            if position >= size or tokens[position] < 0:
-                return []
-            token = tokens[position]
-            rank = ranks.pop(token, unknown)
-            evidence = copy_evidence(length, distance, depth, source, rank=rank)
-            return [(token, evidence, (_moved(candidates[0]),), position)]
-        groups: dict[int, list[Candidate]] = {}
-        voters: dict[int, int] = {}
-        for candidate in candidates:
-            position, length, _, _ = candidate
-            if position < size:
-                voters[length] = voters.get(length, 0) + 1
-                groups.setdefault(tokens[position], []).append(candidate)
-        groups.pop(-1, None)
-        found: list[tuple[int, Evidence, Sequence[Candidate], int | None]] = []
-        for token, group in groups.items():
-            position, length, distance, source = group[0]
-            votes = 1
-            if len(group) > 1:
-                votes = sum(candidate[1] == length for candidate in group)
-                distance = min(candidate[2] for candidate in group)
-            evidence = copy_evidence(
-                length,
-                distance,
-                depth,
-                source,
-                votes,
-                voters[length],
-                len(group),
-                len(candidates),
-                candidates[0][1] - length,
-                ranks.pop(token, unknown),
-            )
-            found.append((token, evidence, [_moved(candidate) for candidate in group], position))
-        return found
-
-
-def _moved(candidate: Candidate) -> Candidate:
-    position, length, distance, source = candidate
-    return position + 1, length + 1 if length < MAX_MATCH_LENGTH else length, distance, source
+        Args:
+            node: The node, `ROOT` for the end of the context.
+            depth: Tokens from the root to it.
+            rank: The first to consider.
+            more_than: Least probability of the path for it to be offered.
+        """
+        tree = self.tree
+        found, places = tree.successors[node + 1], tree.candidates[node + 1]
+        if rank >= len(found):
+            return
+        copied = tree.copied(node, depth, self._tokens)
+        longest = places[0][1] + depth if places else 0
+        before = tree.probabilities[node] if node != ROOT else 1.0
+        for place in range(rank, len(found)):
+            if found[place] not in copied:
+                evidence = recycled_evidence(place, depth, longest)
+                path = before * self._model.probability(evidence, self._lean)
+                if path > more_than:
+                    self._push(path, found[place], node, depth + 1, (), ~place)
+                return

@@ -1,8 +1,9 @@
 """Find where the last tokens of a context stood before; knows token ids, no text and no model."""
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -41,12 +42,8 @@ class Match(NamedTuple):
     length: int
 
 
-class Ring(NamedTuple):
-    """A range of the sorted places in which all left contexts share `length` tokens."""
-
-    length: int
-    low: int
-    high: int
+Ring = tuple[int, int, int]
+"""Length, begin and end of a range of sorted places whose left contexts share `length` tokens."""
 
 
 class SuffixIndex:
@@ -55,7 +52,7 @@ class SuffixIndex:
     The fixed part is an array of its positions sorted by what stands to the left of them, so that
     the places that continue the last tokens of a context are a range of that array and each
     further token of context narrows the range by bisection: O(log n) per token of context, also
-    for periodic texts. It costs 8 bytes per token. The growing text is indexed by its bigrams.
+    for periodic texts. It costs 12 bytes per token. The growing text is indexed by its bigrams.
 
     Attributes:
         tokens: Token ids of all segments and of the growing text, `NO_TOKEN` in front of each.
@@ -95,6 +92,7 @@ class SuffixIndex:
         order = _sort_by_left_context(flat)
         self.tokens = array("i", flat.tobytes())
         self._order = array("i", order.tobytes())
+        self._before = array("i", flat[order - 1].tobytes())
         self._begin_growing_text()
 
     def _flatten(self, kept: list[tuple[Tokens, int]]) -> NDArray[np.int32]:
@@ -156,9 +154,13 @@ class SuffixIndex:
         >>> index.matches([3, 8])
         [Match(position=3, length=1), Match(position=7, length=1)]
         """
-        found = self.fixed_matches(context, self.rings(context), limit)
-        found += self.recent_matches(context)
-        found.sort(key=lambda match: -match.length)
+        return [Match(*place) for place in self.places(context, limit)]
+
+    def places(self, context: Sequence[int], limit: int) -> list[tuple[int, int]]:
+        """Return what `matches` returns, as plain pairs of position and length."""
+        found = self._fixed_places(context, self.rings(context), limit)
+        found += self._recent_places(context)
+        found.sort(key=itemgetter(1), reverse=True)
         return found[:limit]
 
     def rings(self, context: Sequence[int]) -> list[Ring]:
@@ -168,19 +170,25 @@ class SuffixIndex:
         (or more, where that is `SORTED_DEPTH` or above). Cost: O(log n) per ring.
         """
         rings: list[Ring] = []
-        low, high, end = 0, len(self._order), len(context)
+        end = len(context)
+        last = context[-1] if end else NO_TOKEN
+        low, high = bisect_left(self._before, last), bisect_right(self._before, last)
+        if low == high or last < 0:
+            return rings
         for depth in range(1, min(SORTED_DEPTH, end) + 1):
-            narrowed = self._narrow(low, high, depth, context[end - depth])
+            narrowed = (
+                self._narrow(low, high, depth, context[end - depth]) if depth > 1 else (low, high)
+            )
             if narrowed is None:
                 break
             if narrowed == (low, high) and rings:
-                rings[-1] = Ring(depth, low, high)
+                rings[-1] = (depth, low, high)
             else:
                 low, high = narrowed
-                rings.append(Ring(depth, low, high))
+                rings.append((depth, low, high))
             if high - low == 1:
                 length = self.match_length(self._order[low], context, depth)
-                rings[-1] = Ring(length, low, high)
+                rings[-1] = (length, low, high)
                 break
         return rings
 
@@ -223,11 +231,11 @@ class SuffixIndex:
             length += 1
         return length
 
-    def fixed_matches(
+    def _fixed_places(
         self, context: Sequence[int], rings: Sequence[Ring], limit: int
-    ) -> list[Match]:
+    ) -> list[tuple[int, int]]:
         """Return up to `limit` fixed places of `rings`, longest match first, then by position."""
-        found: list[Match] = []
+        found: list[tuple[int, int]] = []
         inner_low = inner_high = 0
         for length, low, high in reversed(rings):
             room = limit - len(found)
@@ -238,21 +246,23 @@ class SuffixIndex:
             elif inner_high:
                 places = [*self._order[low : min(inner_low, low + room)]]
                 places += self._order[inner_high : min(high, inner_high + room - len(places))]
-                found += [Match(place, length) for place in sorted(places)]
+                found += [(place, length) for place in sorted(places)]
             else:
                 places = sorted(self._order[low : min(high, low + room)])
-                found += [Match(place, length) for place in places]
+                found += [(place, length) for place in places]
             inner_low, inner_high = low, high
         return found
 
-    def _told_apart(self, low: int, high: int, context: Sequence[int], room: int) -> list[Match]:
+    def _told_apart(
+        self, low: int, high: int, context: Sequence[int], room: int
+    ) -> list[tuple[int, int]]:
         """Compare the first and the last of the places that match in all sorted tokens."""
         order = self._order
         size = min(high - low, room)
         places = [*order[low : low + (size + 1) // 2], *order[high - size // 2 : high]]
         compared = {*places[:COMPARED_PLACES], *places[-COMPARED_PLACES:]}
         found = [
-            Match(
+            (
                 place,
                 self.match_length(place, context, SORTED_DEPTH)
                 if place in compared
@@ -260,10 +270,10 @@ class SuffixIndex:
             )
             for place in places
         ]
-        found.sort(key=lambda match: (-match.length, match.position))
+        found.sort(key=lambda place: (-place[1], place[0]))
         return found
 
-    def recent_matches(self, context: Sequence[int]) -> list[Match]:
+    def _recent_places(self, context: Sequence[int]) -> list[tuple[int, int]]:
         """Return places of the growing text, newest first, of the last `RECENT_PLACES` ones.
 
         The end of `context` must be the end of the growing text.
@@ -279,7 +289,7 @@ class SuffixIndex:
         if places is None:
             return []
         return [
-            Match(place, self.match_length(place, context, known))
+            (place, self.match_length(place, context, known))
             for place in places[: -RECENT_PLACES - 1 : -1]
         ]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llma_rag.acceptance import (
+    AGREES_WEIGHT,
     DEPTH_WEIGHT,
     FAR,
     LENGTH_WEIGHT,
@@ -40,7 +41,7 @@ def test_a_run_has_the_odds_of_its_evidence():
         for distance, depth in ((0, 0), (5, 1), (100, 9), (FAR, 70)):
             evidence = copy_evidence(length, distance, depth, PROMPT)
             base = model.run_log_odds(distance, PROMPT, lean)[SHORT[length]]
-            odds = base + model.weights[LENGTH_WEIGHT[length]]
+            odds = base + model.weights[LENGTH_WEIGHT[length]] + model.weights[AGREES_WEIGHT - 1]
             odds += model.weights[DEPTH_WEIGHT[min(depth, 64)]]
             assert 1 / (1 + math.exp(-odds)) == pytest.approx(model.probability(evidence, lean))
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llma_rag.bench.forced import count_accepted
 from llma_rag.bench.replay import DRAFTERS, replay_command
+from llma_rag.bench.search import Search
 from llma_rag.bench.traces import load_traces
 from llma_rag.drafting import Draft
 
@@ -92,7 +93,7 @@ def test_peers_take_options(tokenizer_folder):
     for wrong, message in (
         ("llma:draft_length", "must read `name=number`"),
         ("llma:speed=3", "do not fit"),
-        ("llma-rag:speed=3", "takes no options"),
+        ("llma-rag:speed=3", "takes the option"),
     ):
         with pytest.raises(ValueError, match=message):
             run_json([file], tokenizer=tokenizer_folder, drafters=[wrong])
@@ -172,3 +173,18 @@ def test_recorded_answers_of_the_paper_need_a_third_of_the_passes():
     tokenizer = SHARED / "tokenizers" / "llama2"
     [found] = run_json([file], tokenizer=tokenizer, drafters=["llma-rag"], max_draft_tokens=20)
     assert found["tokens_per_forward"] >= 3.4
+
+
+def test_search_finds_the_best_of_a_grid_with_one_peak():
+    measured = []
+
+    def measure(name):
+        measured.append(name)
+        a, b = (float(part.partition("=")[2]) for part in name.partition(":")[2].split(","))
+        return {"0.1": 9 - (a - 3) ** 2 - (b - 2) ** 2, "0.2": a + b}
+
+    search = Search(measure)
+    options = {"a": (1, 2, 3, 4), "b": (4, 1, 2)}
+    assert search.best("peer", options, "0.1") == ("peer:a=3,b=2", 9)
+    assert search.best("peer", options, "0.2") == ("peer:a=4,b=4", 8)
+    assert len(measured) == len(set(measured))

@@ -5,14 +5,15 @@ Run `python -m llma_rag.bench.figures --shared ../shared --out FILE [--only SECT
 
 import argparse
 import json
+import os
 import platform
 import random
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ import numpy as np
 
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.bench.forced import ForcedRun, MakeDrafter, force
+from llma_rag.bench.hostile import HOSTILE
+from llma_rag.bench.machine import processor
 from llma_rag.bench.replay import OURS, replay, tokenised
+from llma_rag.bench.search import Search
 from llma_rag.bench.summary import ALL_SETS, ReplayRow, interval, speed_up
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.costs import CostCurve
@@ -30,27 +34,29 @@ COSTS = (0.005, 0.02, 0.05, 0.15)
 DEV = ("llma_rag", "pld_hagrid", "pld_cnndm", "aragog", "summedits")
 TEST = ("specbench_rag", "specbench_summarization")
 CONTROLS = ("specbench_qa", "specbench_translation", "specbench_math_reasoning")
+COPIES = f"{OURS}:recycling=0"
 ROWS = 100
 NODES = 64
+STEP_ANSWERS = 20
 
-PEERS = [
-    *(
-        f"suffix-decoding:draft_length={length},factor={factor},offset={offset},"
-        f"min_probability={least}"
-        for length, factor, offset, least in product(
-            (8, 16, 32, 64), (1, 2, 4), (-1, 0, 1), (0.1, 0.3, 0.5)
-        )
-    ),
-    *(
-        f"prompt-lookup:match_length={match},draft_length={length}"
-        for match, length in product((1, 2, 3), (1, 2, 3, 5, 8, 10, 16, 20))
-    ),
-    *(
-        f"llma:min_match_length={match},draft_length={length}"
-        for match, length in product((1, 2, 3, 4), (1, 2, 3, 5, 8, 12, 20))
-    ),
-]
-"""The grid on which the peers are tuned, for every cost apart."""
+GRID: dict[str, dict[str, tuple[float, ...]]] = {
+    "suffix-decoding": {
+        "draft_length": (32, 4, 8, 16, 64),
+        "factor": (4, 0.5, 1, 2, 8),
+        "offset": (1, -1, 0, 2, 3),
+        "min_probability": (0.1, 0.02, 0.05, 0.2, 0.3, 0.5, 0.7),
+        "cached_requests": (1_000, 0),
+    },
+    "prompt-lookup": {
+        "match_length": (3, 1, 2, 4, 5),
+        "draft_length": (10, 1, 2, 3, 5, 8, 16, 20, 32),
+    },
+    "llma": {
+        "min_match_length": (1, 2, 3, 4),
+        "draft_length": (20, 1, 2, 3, 5, 8, 12, 32),
+    },
+}
+"""What the options of the peers may be; the first value of each is where the search begins."""
 
 
 class Figures:
@@ -67,56 +73,77 @@ class Figures:
     def tokens_per_forward(self) -> dict[str, Any]:
         """Trees of 16, 32 and 64 nodes, and chains of 20, on the answers of the LLMA paper."""
         traces = self.traces("dev", ["llma_rag"])
-        rows = [
-            *replay(traces, drafters=[OURS], budget=20, costs=()),
-            *(
-                row
-                for nodes in (16, 32, 64)
-                for row in replay(traces, drafters=[OURS], budget=nodes, branching=True, costs=())
-            ),
-        ]
-        return {
-            f"{row.nodes} nodes" if row.nodes != 20 else "chain of 20": {
-                "tokens_per_forward": round(row.tokens_per_forward, 3),
-                "interval": [round(end, 3) for end in row.tokens_per_forward_interval],
-            }
-            for row in rows
-        }
-
-    def speed_ups(self) -> dict[str, Any]:
-        """S(c) of ours and of every peer tuned per cost, and the same settings on other sets."""
-        dev, test = self.traces("dev", DEV), self.traces("public_test", TEST)
-        ours = _means(replay(dev, drafters=[OURS], budget=NODES, branching=True, costs=COSTS))
-        peers = _means(replay(dev, drafters=PEERS, budget=NODES, costs=COSTS))
-        ours_test = _means(replay(test, drafters=[OURS], budget=NODES, branching=True, costs=COSTS))
         found: dict[str, Any] = {}
-        for cost in map(str, COSTS):
-            best = {
-                family: max(
-                    (name for name in peers if name.startswith(family)),
-                    key=lambda name: peers[name][cost],
-                )
-                for family in dict.fromkeys(name.partition(":")[0] for name in PEERS)
-            }
-            tested = _means(
-                replay(test, drafters=list(best.values()), budget=NODES, costs=[float(cost)])
+        for nodes in (20, 16, 32, 64):
+            rows = replay(
+                traces, drafters=[OURS, COPIES], budget=nodes, branching=nodes != 20, costs=()
             )
-            found[cost] = {
-                "ours": round(ours[OURS][cost], 3),
-                "peers": {best[family]: round(peers[best[family]][cost], 3) for family in best},
-                "gain": round(
-                    ours[OURS][cost] / max(peers[name][cost] for name in best.values()) - 1, 4
-                ),
-                "test_ours": round(ours_test[OURS][cost], 3),
-                "test_peers": {name: round(tested[name][cost], 3) for name in best.values()},
+            found["chain of 20" if nodes == 20 else f"{nodes} nodes"] = {
+                row.drafter: {
+                    "tokens_per_forward": round(row.tokens_per_forward, 3),
+                    "interval": [round(end, 3) for end in row.tokens_per_forward_interval],
+                }
+                for row in rows
             }
         return found
 
+    def peers(self) -> dict[str, Any]:
+        """S(c) of every peer of the grid, on the sets for tuning and on the others."""
+        dev, test = self.traces("dev", DEV), self.traces("public_test", TEST)
+        search = Search(
+            lambda name: _means(replay(dev, drafters=[name], budget=NODES, costs=COSTS))[name]
+        )
+        best = {
+            str(cost): dict(
+                search.best(family, options, str(cost)) for family, options in GRID.items()
+            )
+            for cost in COSTS
+        }
+        names = sorted({name for found in best.values() for name in found})
+        tested = _means(replay(test, drafters=names, budget=NODES, costs=COSTS))
+        return {
+            cost: {
+                name: {"dev": round(value, 3), "test": round(tested[name][cost], 3)}
+                for name, value in found.items()
+            }
+            for cost, found in best.items()
+        }
+
+    def speed_ups(self) -> dict[str, Any]:
+        """S(c) of ours on the same sets, with and without recycling."""
+        dev, test = self.traces("dev", DEV), self.traces("public_test", TEST)
+        rows = {
+            part: replay(traces, drafters=[OURS, COPIES], budget=NODES, branching=True, costs=COSTS)
+            for part, traces in (("dev", dev), ("test", test))
+        }
+        means = {part: _means(found) for part, found in rows.items()}
+        found: dict[str, Any] = {
+            cost: {
+                name: {part: round(of[name][cost], 3) for part, of in means.items()}
+                for name in (OURS, COPIES)
+            }
+            for cost in map(str, COSTS)
+        }
+        found["sets"] = {
+            row.set: {key: round(value, 3) for key, value in row.s.items()}
+            for row in (*rows["dev"], *rows["test"])
+            if row.set != ALL_SETS and row.drafter == OURS
+        }
+        return found
+
     def controls(self) -> dict[str, Any]:
-        """S(c) where there is little to copy, and the least S(c) over all sets."""
-        traces = self.traces("public_test", CONTROLS) + self.traces("dev", DEV)
-        rows = replay(traces, drafters=[OURS], budget=NODES, branching=True, costs=COSTS)
-        return {row.set: {key: round(value, 3) for key, value in row.s.items()} for row in rows}
+        """S(c) where there is little to copy, and on all other sets."""
+        traces = self.traces("public_test", CONTROLS)
+        rows = replay(traces, drafters=[OURS, COPIES], budget=NODES, branching=True, costs=COSTS)
+        return {
+            row.set: {
+                other.drafter: {key: round(value, 3) for key, value in other.s.items()}
+                for other in rows
+                if other.set == row.set
+            }
+            for row in rows
+            if row.set != ALL_SETS
+        }
 
     def answer_store(self) -> dict[str, Any]:
         """Tokens per forward with earlier answers to the same question, and with the same one."""
@@ -179,26 +206,32 @@ class Figures:
         prompt = [token for trace in texts for token in trace.prompt][:65_536]
         traces = [
             replace(trace, prompt=tuple(prompt), references=())
-            for trace in self.traces("dev", ["pld_cnndm"])[:10]
+            for trace in self.traces("dev", ["pld_cnndm"])[:STEP_ANSWERS]
         ]
         found: dict[str, Any] = {}
-        for name, settings in {
-            "ours, chain of 20": {"drafters": [OURS], "budget": 20},
-            "ours, tree of 32": {"drafters": [OURS], "budget": 32, "branching": True},
-            "suffix-decoding, tree": {"drafters": ["suffix-decoding"], "budget": 32},
-            "prompt-lookup": {"drafters": ["prompt-lookup"], "budget": 10},
-        }.items():
-            row = replay(traces, costs=(), **settings)[-1]  # type: ignore[arg-type]
+        for name, drafter, nodes, branching in (
+            ("chain of 20", OURS, 20, False),
+            ("chain of 20, copies only", COPIES, 20, False),
+            ("tree of 32", OURS, 32, True),
+            ("tree of 32, copies only", COPIES, 32, True),
+            ("SuffixDecoding, tree of 32", "suffix-decoding", 32, True),
+            ("prompt lookup, chain of 10", "prompt-lookup", 10, False),
+        ):
+            row = replay(traces, drafters=[drafter], budget=nodes, branching=branching, costs=())[
+                -1
+            ]
             found[name] = {
                 "step_us_p50": round(row.step_us_p50, 1),
                 "step_us_p99": round(row.step_us_p99, 1),
                 "build_ms": round(row.build_ms, 1),
+                "tokens_per_forward": round(row.tokens_per_forward, 3),
             }
         return found
 
 
 SECTIONS: tuple[str, ...] = (
     "tokens_per_forward",
+    "peers",
     "speed_ups",
     "controls",
     "answer_store",
@@ -241,49 +274,25 @@ def _plain(model: AcceptanceModel, costs: CostCurve) -> MakeDrafter:
     )
 
 
-def _bait(length: int) -> Callable[[Sequence[int], random.Random], list[int]]:
-    """Return a maker of texts in which n-grams of the answer go on with other tokens."""
-
-    def make(answer: Sequence[int], chance: random.Random) -> list[int]:
-        made: list[int] = []
-        for place in range(len(answer) - length):
-            made += answer[place : place + length]
-            made += [chance.randrange(3, 32_000) for _ in range(8)]
-        return made
-
-    return make
-
-
-def _shuffled(answer: Sequence[int], chance: random.Random) -> list[int]:
-    return chance.sample(list(answer) * 5, 5 * len(answer))
-
-
-def _repeated(answer: Sequence[int], chance: random.Random) -> list[int]:
-    return [chance.choice(answer)] * 2_000
-
-
-def _unrelated(answer: Sequence[int], chance: random.Random) -> list[int]:
-    return [chance.randrange(3, 32_000) for _ in range(1_000)]
-
-
-HOSTILE = (_bait(1), _bait(2), _bait(3), _bait(5), _shuffled, _repeated, _unrelated)
-
-
-def _environment() -> dict[str, str]:
+def _environment() -> dict[str, Any]:
     def installed(name: str) -> str:
         try:
             return version(name)
         except PackageNotFoundError:
             return "not installed"
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    def told(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = "-dirty" if told("git", "status", "--porcelain", "llma_rag") else ""
     return {
-        "commit": commit,
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        **{name: installed(name) for name in ("numpy", "tokenizers", "arctic-inference")},
+        "commit": told("git", "rev-parse", "--short", "HEAD") + changed,
+        "date": date.today().isoformat(),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("numpy", "tokenizers", "arctic-inference")},
+        },
     }
 
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.drafting import ROOT, Draft, Drafter
+from llma_rag.recycling import Recycler
 
 MakeDrafter = Callable[[TraceTokens], Drafter]
 
@@ -67,6 +70,26 @@ def force(trace: TraceTokens, make_drafter: MakeDrafter, budget: int) -> ForcedR
         step_seconds=tuple(step_seconds),
         build_seconds=build_seconds,
     )
+
+
+class Recycling:
+    """Feeds a recycler what a recorded answer tells of the logits: the best successor.
+
+    A model would give several successors, and those of wrong nodes too.
+    """
+
+    def __init__(self, drafter: Drafter, recycler: Recycler, seen: int) -> None:
+        self._drafter = drafter
+        self._recycler = recycler
+        self._seen = seen
+
+    def draft(self, context: Sequence[int], budget: int) -> Draft:
+        """Draft after the new tokens of `context` were observed."""
+        new = context[max(0, self._seen - 1) :]
+        self._seen = len(context)
+        if len(new) > 1:
+            self._recycler.observe(new[:-1], np.array(new[1:])[:, None])
+        return self._drafter.draft(context, budget)
 
 
 def count_accepted(draft: Draft, future: Sequence[int]) -> int:

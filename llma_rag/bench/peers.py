@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -82,38 +83,35 @@ def _find_first(context: Sequence[int], ngram: Sequence[int]) -> int | None:
 
 
 class SuffixDecoding:
-    """SuffixDecoding (arXiv 2411.04975) of `arctic-inference`, without other requests' answers."""
+    """SuffixDecoding (arXiv 2411.04975) of `arctic-inference`."""
 
     def __init__(
         self,
+        answers: "EarlierAnswers",
         prompt: Sequence[int],
         *,
-        depth: int = 64,
         draft_length: int = 32,
         factor: float = 4.0,
         offset: float = 0.0,
         min_probability: float = 0.1,
         branching: bool = True,
     ) -> None:
-        from arctic_inference.suffix_decoding import SuffixDecodingCache
-
-        self.depth = depth
         self.draft_length = draft_length
         self.factor = factor
         self.offset = offset
         self.min_probability = min_probability
         self.branching = branching
         self._seen = len(prompt)
-        self._cache = SuffixDecodingCache(max_tree_depth=depth, max_cached_requests=0)
-        self._cache.start_request(0, np.array(prompt, dtype=np.int32))
+        self._depth = answers.depth
+        self._cache, self._request = answers.start(prompt)
 
     def draft(self, context: Sequence[int], budget: int) -> Draft:
-        """Propose a tree or a chain from the suffix tree of prompt and answer."""
-        self._cache.add_active_response(0, list(context[self._seen :]))
+        """Propose a tree or a chain from the suffix trees of this request and of earlier ones."""
+        self._cache.add_active_response(self._request, list(context[self._seen :]))
         self._seen = len(context)
         found = self._cache.speculate(
-            0,
-            list(context[-self.depth :]),
+            self._request,
+            list(context[-self._depth :]),
             max_spec_tokens=min(budget, self.draft_length),
             max_spec_factor=self.factor,
             max_spec_offset=self.offset,
@@ -125,3 +123,22 @@ class SuffixDecoding:
             parents=tuple(found.parents),
             places=(None,) * len(found.token_ids),
         )
+
+
+class EarlierAnswers:
+    """The suffix trees of `arctic-inference`: one for each request, one for earlier answers."""
+
+    def __init__(self, *, depth: int = 64, cached_requests: int = 0) -> None:
+        from arctic_inference.suffix_decoding import SuffixDecodingCache
+
+        self.depth = depth
+        self._cache = SuffixDecodingCache(max_tree_depth=depth, max_cached_requests=cached_requests)
+        self._request = 0
+
+    def start(self, prompt: Sequence[int]) -> tuple[Any, int]:
+        """End the request before and begin one; return the cache and its number."""
+        if self._request in self._cache.active_requests:
+            self._cache.stop_request(self._request)
+        self._request += 1
+        self._cache.start_request(self._request, np.array(prompt, dtype=np.int32))
+        return self._cache, self._request

@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from llma_rag.acceptance import AcceptanceModel
-from llma_rag.bench.forced import ForcedRun, MakeDrafter, force
+from llma_rag.bench.forced import ForcedRun, MakeDrafter, Recycling, force
 from llma_rag.bench.peers import (
     HAS_SUFFIX_DECODING,
+    EarlierAnswers,
     PromptLookup,
     PublishedLLMA,
     SuffixDecoding,
@@ -32,6 +33,7 @@ from llma_rag.bench.traces import (
 )
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Drafter, ReferenceDrafter
+from llma_rag.recycling import Recycler
 
 DEFAULT_COSTS = (0.005, 0.02, 0.05, 0.15)
 PLOTTED_NODES = (4, 8, 16, 32, 64)
@@ -58,11 +60,14 @@ Build = Callable[[Settings], MakeDrafter]
 
 
 def _ours(settings: Settings) -> MakeDrafter:
+    if unknown := settings.options.keys() - {"recycling"}:
+        raise ValueError(f"`{OURS}` takes the option `recycling` only, got {sorted(unknown)}.")
     acceptance = AcceptanceModel.shipped()
     costs = None if settings.cost is None else CostCurve.linear(settings.cost)
+    recycler = Recycler() if settings.options.get("recycling", 1) else None
 
     def make(trace: TraceTokens) -> Drafter:
-        return ReferenceDrafter(
+        drafter = ReferenceDrafter(
             trace.references,
             trace.prompt,
             max_draft_tokens=settings.budget,
@@ -70,7 +75,9 @@ def _ours(settings: Settings) -> MakeDrafter:
             banned_tokens=trace.special_tokens,
             costs=costs,
             acceptance=acceptance,
+            successors=None if recycler is None else recycler.successors,
         )
+        return drafter if recycler is None else Recycling(drafter, recycler, len(trace.prompt))
 
     return make
 
@@ -86,11 +93,14 @@ def _prompt_lookup(settings: Settings) -> MakeDrafter:
 
 
 def _suffix_decoding(settings: Settings) -> MakeDrafter:
-    whole = {"depth", "draft_length", "branching"}
+    whole = {"draft_length", "branching"}
+    given = dict(settings.options)
+    shared = {name: int(given.pop(name)) for name in ("depth", "cached_requests") if name in given}
     options: dict[str, Any] = {
-        name: int(value) if name in whole else value for name, value in settings.options.items()
+        name: int(value) if name in whole else value for name, value in given.items()
     }
-    return lambda trace: SuffixDecoding(trace.prompt, **options)
+    answers = EarlierAnswers(**shared)
+    return lambda trace: SuffixDecoding(answers, trace.prompt, **options)
 
 
 OURS = "llma-rag"
@@ -110,7 +120,7 @@ def parse_drafter(text: str) -> tuple[str, dict[str, float]]:
     ('llma', {'min_match_length': 2.0, 'draft_length': 5.0})
 
     Raises:
-        ValueError: If the name is unknown, ours is given options or an option is no number.
+        ValueError: If the name is unknown or an option is no number.
     """
     name, _, rest = text.partition(":")
     if name not in DRAFTERS:
@@ -122,8 +132,6 @@ def parse_drafter(text: str) -> tuple[str, dict[str, float]]:
             options[key] = float(value)
         except ValueError as error:
             raise ValueError(f"Options must read `name=number`, got {part!r}.") from error
-    if options and name == OURS:
-        raise ValueError(f"`{OURS}` takes no options here, got {rest!r}.")
     return name, options
 
 
@@ -142,7 +150,7 @@ def replay(
 
     Args:
         traces: Answers with at least one token each.
-        drafters: Names out of `DRAFTERS`, peers also with options, see `parse_drafter`.
+        drafters: Names out of `DRAFTERS`, also with options, see `parse_drafter`.
         budget: Most nodes of a draft.
         branching: Whether our drafts may be trees.
         costs: For which costs of a verified token the speed-up is computed.
@@ -222,7 +230,7 @@ def replay_command(
         rows: `--rows`, first rows of each file.
         nodes: `--nodes`, most nodes of a token tree; None drafts chains.
         costs: `--cost`, given once or more: costs of a verified token, as share of a forward.
-        drafters: `--drafters`, names out of `DRAFTERS`, peers also as `name:option=number,...`;
+        drafters: `--drafters`, names out of `DRAFTERS`, also as `name:option=number,...`;
             None takes all that can run here.
         as_json: `--json`, print a JSON list instead of a table.
         plot: `--plot`, write a PNG of tokens per forward against the node budget.

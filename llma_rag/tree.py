@@ -1,0 +1,207 @@
+"""A draft as a tree of nodes, with the places behind each and what is known of what may follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llma_rag.acceptance import (
+    NO_SUCCESSORS,
+    RECYCLED_RANKS,
+    Evidence,
+    copy_evidence,
+    recycled_evidence,
+)
+from llma_rag.index import MAX_MATCH_LENGTH, NO_TOKEN
+
+ROOT = -1
+"""Parent of a node that follows the last committed token."""
+
+OBSERVED = 4
+"""Of what may follow a node, how many tokens are learned from at a time."""
+
+Candidate = tuple[int, int, int, int]
+"""Position of the token after the context, match length, distance from the last copy, source."""
+
+Copy = tuple[int, Evidence, Sequence[Candidate], int]
+"""A copied token, what is known of it, the places that hold it, its position."""
+
+Offer = tuple[int, Evidence]
+"""A token that may follow a node, drafted or not, and what is known of it."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Nodes that follow each other, copied from one place.
+
+    Attributes:
+        places: The place, before the draft.
+        position: Position of the first token.
+        tokens: Token of each node.
+        paths: Probability of the path to each.
+        successors: Recycled successors of the node before the run and then of each of its nodes.
+    """
+
+    places: Sequence[Candidate]
+    position: int
+    tokens: list[int] = field(default_factory=list)
+    paths: list[float] = field(default_factory=list)
+    successors: list[Sequence[int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Tree:
+    """A grown draft and what is needed to learn from its verification.
+
+    Attributes:
+        tokens: Token of each node.
+        parents: Parent of each node.
+        positions: Where each token was copied from; None for recycled tokens.
+        probabilities: Probability of the path to each node.
+        candidates: For the root and then each node, the places that hold the path to it.
+        successors: For the root and then each node, the recycled successors that were looked up.
+        copies: For nodes with several places, which tokens follow.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    positions: list[int | None] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    candidates: list[Sequence[Candidate]] = field(default_factory=lambda: [()])
+    successors: list[Sequence[int]] = field(default_factory=lambda: [()])
+    copies: dict[int, list[Copy]] = field(default_factory=dict)
+
+    def add(
+        self,
+        token: int,
+        parent: int,
+        probability: float,
+        places: Sequence[Candidate],
+        position: int | None,
+    ) -> None:
+        """Append a node."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.positions.append(position)
+        self.probabilities.append(probability)
+        self.candidates.append(places)
+        self.successors.append(())
+
+    def add_run(self, node: int, run: "Run") -> None:
+        """Append a run behind the last node, `node`."""
+        size = len(run.tokens)
+        self.tokens += run.tokens
+        self.parents += range(node, node + size)
+        self.positions += range(run.position, run.position + size)
+        self.probabilities += run.paths
+        self.candidates += [run.places] * size
+        found = run.successors[: size + 1]
+        self.successors[-1:] = found + [()] * (size + 1 - len(found))
+
+    def offered(self, node: int, depth: int, tokens: Sequence[int], turn: int) -> list[Offer]:
+        """Return some of what could follow a node with `depth` tokens from the root to it.
+
+        Args:
+            node: The node, `ROOT` for the end of the context.
+            depth: Tokens from the root to it.
+            tokens: Those of the index.
+            turn: Any number that grows; chooses, blind to what was right, which to return.
+        """
+        places, successors = self.candidates[node + 1], self.successors[node + 1]
+        copies = self.copies.get(node)
+        if copies is None:
+            copies = follow(tokens, places, depth, successors) if len(places) == 1 else []
+        found = [(token, evidence) for token, evidence, _, _ in copies]
+        if successors:
+            copied = [token for token, _ in found]
+            longest = places[0][1] + depth if places else 0
+            found += [
+                (token, recycled_evidence(rank, depth, longest))
+                for rank, token in enumerate(successors)
+                if token not in copied
+            ]
+        if len(found) > OBSERVED:
+            last = OBSERVED - 1
+            found[last:] = [found[last + turn % (len(found) - last)]]
+        return found
+
+    def copied(self, node: int, depth: int, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens that places offer behind a node."""
+        copies = self.copies.get(node)
+        if copies is not None:
+            return [copy[0] for copy in copies]
+        return [
+            tokens[place[0] + depth]
+            for place in self.candidates[node + 1][:1]
+            if place[0] + depth < len(tokens)
+        ]
+
+    def child(self, node: int, token: int) -> int | None:
+        """Return the child of a node that holds `token`, if there is one."""
+        place = node
+        while True:
+            try:
+                place = self.tokens.index(token, place + 1)
+            except ValueError:
+                return None
+            if self.parents[place] == node:
+                return place
+
+    def cut(self, size: int) -> None:
+        """Forget the nodes after the first `size`."""
+        for column in (self.tokens, self.parents, self.positions, self.probabilities):
+            del column[size:]
+        del self.candidates[size + 1 :], self.successors[size + 1 :]
+
+
+def follow(
+    tokens: Sequence[int],
+    places: Sequence[Candidate],
+    depth: int,
+    successors: Sequence[int],
+) -> list[Copy]:
+    """Group places by the token that follows them.
+
+    Args:
+        tokens: Those of the index.
+        places: Longest match first.
+        depth: Tokens by which the path is longer than where the places begin.
+        successors: Recycled successors of the last token, best first.
+    """
+    size = len(tokens)
+    groups: dict[int, list[Candidate]] = {}
+    voters: dict[int, int] = {}
+    for place in places:
+        position = place[0] + depth
+        if position < size:
+            length = place[1]
+            voters[length] = voters.get(length, 0) + 1
+            token = tokens[position]
+            group = groups.get(token)
+            if group is None:
+                groups[token] = [place]
+            else:
+                group.append(place)
+    groups.pop(NO_TOKEN, None)
+    rank = NO_SUCCESSORS
+    found: list[Copy] = []
+    for token, group in groups.items():
+        first, length, distance, source = group[0]
+        votes = 1
+        if len(group) > 1:
+            votes = sum([place[1] == length for place in group])
+            distance = min([place[2] for place in group])
+        if successors:
+            rank = successors.index(token) if token in successors else RECYCLED_RANKS
+        evidence = copy_evidence(
+            min(length + depth, MAX_MATCH_LENGTH),
+            distance,
+            depth,
+            source,
+            votes,
+            voters[length],
+            len(group),
+            len(places),
+            places[0][1] - length,
+            rank,
+        )
+        found.append((token, evidence, group, first + depth))
+    return found
