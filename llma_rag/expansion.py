@@ -1,10 +1,10 @@
 """Grow a token tree out of places that continue the context, most probable paths first."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import exp
 from operator import itemgetter
+from typing import NamedTuple
 
 from llma_rag.acceptance import (
     AGREES_WEIGHT,
@@ -38,8 +38,7 @@ No places: the recycled successors of the parent, not looked at yet; the probabi
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """When a tree is complete.
 
     Attributes:

@@ -88,6 +88,10 @@ class Tree:
     def add_run(self, node: int, run: "Run") -> None:
         """Append a run behind the last node, `node`."""
         size = len(run.tokens)
+        if not size:
+            if run.successors:
+                self.successors[-1] = run.successors[0]
+            return
         self.tokens += run.tokens
         self.parents += range(node, node + size)
         self.positions += range(run.position, run.position + size)

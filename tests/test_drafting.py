@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Draft, Place, ReferenceDrafter
+from llma_rag.expansion import Grower
 
 tokens = st.lists(st.integers(0, 4), max_size=30)
+small = st.lists(st.integers(0, 3), min_size=1, max_size=30)
 
 
 @given(st.lists(tokens, max_size=3), tokens, tokens, st.integers(0, 6), st.booleans())
@@ -81,3 +83,32 @@ def test_settings_out_of_range_are_refused(setting, message):
 def test_a_chain_is_no_tree():
     assert Draft.chain([1, 2]).is_chain
     assert not Draft(tokens=(1, 2), parents=(-1, -1), places=(None, None)).is_chain
+
+
+@given(small, small, st.lists(st.lists(st.integers(0, 3), unique=True), min_size=4, max_size=4))
+@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("branching", [False, True])
+def test_following_a_run_drafts_what_expanding_every_node_would(
+    branching, reference, prompt, successors
+):
+    def drafted():
+        drafter = ReferenceDrafter(
+            [reference],
+            prompt,
+            max_depth=6,
+            branching=branching,
+            costs=CostCurve.linear(0.02),
+            successors=successors.__getitem__,
+        )
+        return drafter.draft(prompt, 32)
+
+    def expand(self, node, depth, probability, places, gain):
+        self._expand(node, depth, probability, places, self.tree.tokens[node])
+        return gain
+
+    found = drafted()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Grower, "_run", expand)
+        wanted = drafted()
+    assert sorted(found.probabilities) == pytest.approx(sorted(wanted.probabilities))
+    assert len(set(zip(found.parents, found.tokens, strict=True))) == len(found)
