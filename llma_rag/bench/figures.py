@@ -41,19 +41,19 @@ STEP_ANSWERS = 20
 
 GRID: dict[str, dict[str, tuple[float, ...]]] = {
     "suffix-decoding": {
-        "draft_length": (32, 4, 8, 16, 64),
-        "factor": (4, 0.5, 1, 2, 8),
+        "draft_length": (32, 8, 16, 64),
+        "factor": (4, 1, 2, 8),
         "offset": (1, -1, 0, 2, 3),
-        "min_probability": (0.1, 0.02, 0.05, 0.2, 0.3, 0.5, 0.7),
+        "min_probability": (0.1, 0.02, 0.05, 0.2, 0.3, 0.5),
         "cached_requests": (1_000, 0),
     },
     "prompt-lookup": {
-        "match_length": (3, 1, 2, 4, 5),
-        "draft_length": (10, 1, 2, 3, 5, 8, 16, 20, 32),
+        "match_length": (3, 1, 2, 4),
+        "draft_length": (10, 1, 2, 3, 5, 8, 16, 32),
     },
     "llma": {
-        "min_match_length": (1, 2, 3, 4),
-        "draft_length": (20, 1, 2, 3, 5, 8, 12, 32),
+        "min_match_length": (1, 2, 3),
+        "draft_length": (20, 2, 3, 5, 8, 12),
     },
 }
 """What the options of the peers may be; the first value of each is where the search begins."""
