@@ -23,6 +23,7 @@ from llma_rag.acceptance import (
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import ReferenceDrafter
 from llma_rag.recycling import Recycler
+from llma_rag.tree import OBSERVED, ROOT, Tree
 
 
 def test_the_shipped_prior_trusts_long_matches():
@@ -165,3 +166,10 @@ def test_the_recycler_is_bounded():
     with pytest.raises(ValueError, match="`width` must be at least 1"):
         Recycler(width=0)
     assert recycler.width <= RECYCLED_RANKS
+
+
+def test_every_offer_is_learned_from_in_turn():
+    tree = Tree(successors=[(1, 2, 3, 4, 5, 6, 7)])
+    found = [{token for token, _ in tree.offered(ROOT, 0, [], turn)} for turn in range(10)]
+    assert all(len(tokens) == OBSERVED for tokens in found)
+    assert set.union(*found) == {1, 2, 3, 4, 5, 6, 7}
