@@ -41,10 +41,11 @@ def filled(document: Path) -> str:
 
     def make(place: re.Match[str]) -> str:
         results = RESULTS / place["file"]
-        if not results.exists():
+        measured = json.loads(results.read_text()) if results.exists() else None
+        if measured is None or not measured.keys() >= set(NEEDS.get(place["name"], ())):
             body = "*Not measured yet.*\n"
         else:
-            body = TABLES[place["name"]](json.loads(results.read_text()))
+            body = TABLES[place["name"]](measured)
         return place["open"] + body + place["close"]
 
     return PLACE.sub(make, document.read_text())
@@ -247,6 +248,15 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "drafting-time": drafting_time,
     "replay-table": replay_table,
 }
+NEEDS: dict[str, tuple[str, ...]] = {
+    "drafting-answers": ("answer_store",),
+    "drafting-hostile": ("hostile",),
+    "drafting-nodes": ("tokens_per_forward",),
+    "drafting-sets": ("speed_ups", "controls"),
+    "drafting-speed": ("speed_ups", "peers"),
+    "drafting-time": ("step_time",),
+}
+"""Sections of a file that a table is made of; each is measured on its own."""
 _SECONDS = ("seconds", "seconds_plain", "seconds_generate")
 _SUMMED = ("tokens", "forwards", *_SECONDS)
 

@@ -7,8 +7,9 @@ from time import perf_counter
 import numpy as np
 
 from llma_rag.bench.traces import TraceTokens
-from llma_rag.drafting import ROOT, Draft, Drafter
+from llma_rag.drafting import Draft, Drafter
 from llma_rag.recycling import Recycler
+from llma_rag.tree import ROOT
 
 MakeDrafter = Callable[[TraceTokens], Drafter]
 
