@@ -9,7 +9,7 @@ import torch
 
 from examples.train_bundled_model.examples import Example
 
-FIRST_TOKENS, LATER_WEIGHT = 6, 0.3
+FIRST_TOKENS, LATER_WEIGHT = 6, 0.5
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,6 @@ from examples.train_bundled_model.prompts import FORMATS, PromptFormat
 
 logger = logging.getLogger(__name__)
 ONE_TO_FOUR = (1, 2, 3, 4)
-SIZES = {"short": 250, "medium": 1000, "long": 2600}
 
 
 @dataclass(slots=True)
@@ -46,13 +46,17 @@ def _draw(
     documents: Sequence[Document],
     tokenizer: Tokenizer,
     count: int,
-    characters: int = 1600,
+    *,
+    passage: int = 360,
+    same_title: float = 0.0,
     formats: Sequence[PromptFormat] = FORMATS,
 ) -> EvaluationSet:
+    """Questions over one to four passages of about so many characters each."""
     shares = {document.source: 1.0 for document in documents}
-    maker = ExampleMaker(documents, tokenizer, random.Random(name), formats, shares)
-    limits = Limits(ONE_TO_FOUR, characters, 1, 1600)
-    return EvaluationSet(name, [maker.draw(limits) for _ in range(count)])
+    rng = random.Random(name)
+    maker = ExampleMaker(documents, tokenizer, rng, formats, shares)
+    sizes = [Limits((n,), n * passage, 1, 1600, same_title=same_title) for n in ONE_TO_FOUR]
+    return EvaluationSet(name, [maker.draw(rng.choice(sizes)) for _ in range(count)])
 
 
 def _without_questions(documents: Sequence[Document]) -> list[Document]:
@@ -69,21 +73,20 @@ def held_out_sets(
     made = _without_questions(texts)
     squad = [d for d in held if d.source == "squad"]
     clapnq = [d for d in documents if d.source == "clapnq"]
-    sets = [
-        _draw("made", made, tokenizer, count),
-        _draw("made-software", _without_questions(software), tokenizer, count),
-        _draw("squad", squad, tokenizer, count),
-        _draw("clapnq", clapnq, tokenizer, count),
-    ]
+    sets = [_draw("made", made, tokenizer, count), _draw("squad", squad, tokenizer, count)]
     if not details:
         return sets
-    for size, characters in SIZES.items():
-        sets.append(_draw(f"made, {size}", made, tokenizer, count, characters))
-        sets.append(_draw(f"squad, {size}", squad, tokenizer, count, characters))
-    for prompt in FORMATS:
-        half = max(1, count // 2)
-        sets.append(_draw(f"made, {prompt.name}", made, tokenizer, half, formats=[prompt]))
-        sets.append(_draw(f"squad, {prompt.name}", squad, tokenizer, half, formats=[prompt]))
+    software_only = _without_questions(software)
+    sets.append(_draw("made, software", software_only, tokenizer, count))
+    sets.append(_draw("clapnq", clapnq, tokenizer, count))
+    for name, documents_asked in (("made", made), ("squad", squad)):
+        draw = partial(_draw, documents=documents_asked, tokenizer=tokenizer)
+        sets.append(draw(f"{name}, same title", count=count, same_title=1.0))
+        sets.append(draw(f"{name}, long", count=count, passage=600, same_title=1.0))
+        sets.extend(
+            draw(f"{name}, {prompt.name}", count=max(1, count // 2), formats=[prompt])
+            for prompt in FORMATS
+        )
     return sets
 
 

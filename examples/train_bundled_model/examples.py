@@ -69,6 +69,8 @@ class Limits:
         tokens: Most tokens of the whole example.
         cut: Share of the answers that end after a few tokens. Where an answer begins is what is
             hard to learn; copying the rest costs most of the tokens and teaches little.
+        same_title: Share of the contexts whose passages come mostly from one title, as from a
+            retriever; the others mix titles.
     """
 
     passages: tuple[int, ...]
@@ -76,6 +78,7 @@ class Limits:
     turns: int
     tokens: int
     cut: float = 0.0
+    same_title: float = 0.5
 
 
 def _weighted(rng: random.Random, pairs: Sequence[tuple[str, float]]) -> str:
@@ -124,7 +127,8 @@ class ExampleMaker:
         encoded = []
         for question, sentence in turns:
             tail = prompt.tail.format(question=question, context=context)
-            answer = self._encode(f" {sentence}{END}")
+            space = " " if f" {sentence}" in head + tail else ""
+            answer = self._encode(f"{space}{sentence}{END}")
             if rng.random() < limits.cut:
                 answer = answer[: rng.randint(*CUT_TOKENS)]
             encoded.append((self._encode(tail), answer))
@@ -141,7 +145,7 @@ class ExampleMaker:
         source = _weighted(rng, self._shares)
         title = rng.choice(self._titles[source])
         size = max(60, limits.characters // count)
-        same_title = rng.random() < 0.6
+        same_title = rng.random() < limits.same_title
         passages: list[Passage] = []
         for _ in range(count * 3):
             if len(passages) == count:

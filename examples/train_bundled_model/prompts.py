@@ -3,8 +3,8 @@
 A format is two pieces of text: `head` holds the passages and `tail` the question, so that several
 questions can share one head. Where the question comes first, the head is empty. Chat formats are
 written out as the chat template renders them. The tokenizer drops white space at the end of a text,
-so that a prompt ending in 'Answer: ' reads like one ending in 'Answer:', and every answer starts
-with a space, as the sentences inside a passage do.
+so that a prompt ending in 'Answer: ' reads like one ending in 'Answer:'; an answer starts with a
+space exactly where its sentence does in the prompt, so that every token of it can be copied.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def is_clear(question: str, target: Unit, units: list[Unit]) -> bool:
 
 def _inflect(word: str, rng: random.Random) -> str:
     """Another form of a word, now and then."""
-    if rng.random() > 0.18 or len(word) < 5 or not (word.isalpha() and word.islower()):
+    if rng.random() > 0.1 or len(word) < 5 or not (word.isalpha() and word.islower()):
         return word
     base = ENDINGS.sub("", word)
     return base + rng.choice(("", "s", "ing", "ed", "e")) if len(base) > 2 else word
@@ -98,11 +98,11 @@ def _keywords(sentence: str, rng: random.Random) -> str | None:
     words = content_words(sentence)
     if len(words) < 2:
         return None
-    count = min(len(words), rng.choice((1, 2, 2, 3, 3, 4, 5, 6)))
+    count = min(len(words), rng.choice((1, 2, 2, 3, 3, 4)))
     start = rng.randrange(len(words) - count + 1)
     together = rng.random() < 0.5
     picked = list(words[start : start + count]) if together else rng.sample(words, count)
-    if rng.random() < 0.08:
+    if rng.random() < 0.03:
         picked.insert(rng.randrange(len(picked) + 1), rng.choice(STRAY))
     joined = " ".join(picked)
     if len(picked) > 1 and rng.random() < 0.3:
@@ -182,7 +182,7 @@ def make_question(sentence: str, rng: random.Random) -> str | None:
     if sentence.split(" ")[0].lower() in STOP:
         sentence = sentence[0].lower() + sentence[1:]
     shapes = (_keywords, _fragment, _clause, _special)
-    shape = rng.choices(shapes, (4, 3, 4, 1.5))[0]
+    shape = rng.choices(shapes, (5, 3, 3, 1))[0]
     question = shape(sentence, rng) or _keywords(sentence, rng)
     if question is None:
         return None

@@ -50,12 +50,12 @@ WARM_UP = 60
 CHECKED = 60
 PROMPT_SAMPLE, PROMPT_WEIGHT = 0.03, 0.1
 SIZES = (
-    Limits((1, 1, 2), 300, 10, 420, cut=0.7),
-    Limits((1, 2, 3), 800, 16, 700, cut=0.7),
-    Limits((2, 3, 4), 1600, 20, 1000, cut=0.7),
-    Limits((3, 4, 5), 2600, 24, 1500, cut=0.7),
+    Limits((1, 1, 2), 300, 12, 520, cut=0.4, same_title=0.3),
+    Limits((1, 2, 3), 650, 14, 720, cut=0.4, same_title=0.4),
+    Limits((2, 3, 4), 1300, 18, 1100, cut=0.4, same_title=0.5),
+    Limits((3, 4, 5), 2400, 24, 1500, cut=0.4, same_title=0.5),
 )
-FIRST_MIX, LAST_MIX = (3.0, 4.0, 2.0, 0.2), (2.0, 3.0, 3.0, 0.6)
+FIRST_MIX, LAST_MIX = (6.0, 3.0, 0.5, 0.0), (2.0, 3.0, 3.0, 0.4)
 FORMING = Limits((1,), 450, 6, 224)
 GROWING = Limits((1, 2, 3), 800, 8, 512)
 
@@ -103,7 +103,15 @@ class BatchMaker:
         if not self._warm and share < 0.45:
             return GROWING, 0.03
         mix = [a + (b - a) * share for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
-        return self._rng.choices(SIZES, mix)[0], 0.0
+        return self._rng.choices(SIZES, mix)[0], 0.06 * (1 - share)
+
+
+def _split(model: LlamaForCausalLM) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The matrices of the layers, for Muon, and embedding and norms, for AdamW."""
+    inside = set(model.model.layers.parameters())
+    matrices = [one for one in model.parameters() if one in inside and one.ndim == 2]
+    chosen = set(matrices)
+    return matrices, [one for one in model.parameters() if one not in chosen]
 
 
 class Trainer:
@@ -115,23 +123,26 @@ class Trainer:
         self._working.set_attn_implementation(attention.NAME)
         self.peak = peak
         self.progress = Progress()
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        matrices, others = _split(model)
+        self._optimizers = (
+            torch.optim.Muon(matrices, lr=peak, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         )
 
     def step(self, batch: Batch, share: float) -> None:
         """One forward and backward pass and one update."""
         started = time.monotonic()
         rate = learning_rate(share, self.progress.steps, self.peak)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate
         loss, answer_loss = self._loss(batch)
         loss.backward()
         for master, parameter in self._pairs():
             master.grad = parameter.grad.float() if parameter.grad is not None else None
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self._refresh()
         self._count(batch, answer_loss, time.monotonic() - started)
 
@@ -173,7 +184,7 @@ class Trainer:
         part = path.with_suffix(".part")
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "progress": self.progress,
         }
         torch.save(state, part)
@@ -183,7 +194,8 @@ class Trainer:
         """Go on from a saved state."""
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.progress = state["progress"]
         self._refresh()
 
