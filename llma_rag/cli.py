@@ -156,7 +156,7 @@ def doctor(
     else:
         for name, fact in diagnosis.facts.items():
             typer.echo(f"{name.replace('_', ' '):16} {inert(str(fact))}")
-        typer.echo(f"\n{diagnosis.status}: {inert(diagnosis.advice)}")
+        typer.echo(f"\n{diagnosis.status}: {inert(diagnosis.advice.removeprefix('Safe: '))}")
     raise typer.Exit(diagnosis.exit_code)
 
 

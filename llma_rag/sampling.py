@@ -105,7 +105,7 @@ class Chooser:
         values = scores.cpu().double().numpy()  # in this order: MPS has no float64
         best = values.max()
         _check_best(best, position)
-        tokens = np.flatnonzero(values > best - NOISE_RANGE)
+        tokens = np.flatnonzero((values > best - NOISE_RANGE) | (values == best))
         return int(tokens[np.argmax(values[tokens] + gumbel(self._seed, position, tokens))])
 
 
@@ -158,10 +158,9 @@ def fresh_seed() -> int:
 
 
 def _check_best(score: float, position: int) -> None:
-    if score == -np.inf:
+    """Refuse what the options made of logits that were numbers when the model returned them."""
+    if score == -np.inf or np.isnan(score):
         raise ValueError(
             f"The options forbid every token at position {position}; loosen `suppress_tokens`, "
             "`bad_words_ids`, the grammar or the caller's logits processors."
         )
-    if not np.isfinite(score):
-        raise NonFiniteLogitsError(position)

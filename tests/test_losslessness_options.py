@@ -162,6 +162,23 @@ def test_T15_a_processor_of_the_caller_takes_the_place_of_ours() -> None:
     assert narrowed.token_ids == greedy.token_ids == given.token_ids
 
 
+class Forcing(LogitsProcessor):
+    """Forces a token by an infinite score."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[0, 40 + input_ids.shape[1]] = float("inf")
+        return scores
+
+
+@pytest.mark.parametrize("sampled", [{}, {"do_sample": True, "seed": 1, "top_k": 0}])
+def test_T13_a_token_forced_by_an_infinite_score_is_taken(sampled: dict[str, Any]) -> None:
+    options = {"logits_processor": [Forcing()], "max_new_tokens": 9}
+    forced = of_generate(tiny_model(FAMILY), [5, 6, 7], do_sample=False, **options)
+    assert forced == list(range(43, 52))
+    assert list(decoder().generate([5, 6, 7], **options, **sampled).token_ids) == forced
+
+
 UNSUPPORTED = {
     "num_beams": 4, "num_return_sequences": 2, "penalty_alpha": 0.6, "dola_layers": "high",
     "token_healing": True, "encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2,
@@ -215,6 +232,10 @@ def test_options_of_the_call_win_over_defaults_they_over_the_model() -> None:
         ({"stop": [""]}, "`stop` must hold non-empty strings"),
         ({"regex": "a", "grammar": "b"}, "exclude each other"),
         ({"suppress_tokens": list(range(VOCAB))}, "forbid every token at position 2"),
+        (
+            {"suppress_tokens": list(range(VOCAB)), "renormalize_logits": True},
+            "forbid every token at position 2",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
