@@ -112,6 +112,8 @@ class ScriptedModel(LlamaForCausalLM):  # type: ignore[no-untyped-call]  # untyp
             logits_to_keep=logits_to_keep,
             **arguments,
         )
+        if past_key_values is None and output.past_key_values is not None:
+            self._starts[output.past_key_values] = start
         assert output.logits is not None
         logits = output.logits.clone()
         for row in range(logits.shape[0]):

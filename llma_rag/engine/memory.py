@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from llma_rag.engine.cache import SlabCache, layer_count
 from llma_rag.engine.snapshot import Snapshot
@@ -106,7 +107,7 @@ class OwnMemory:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Start with nothing: models whose state is of a kind of their own make it themselves.
+        """Start with what `generate` starts with: a cache, or nothing where the state is no cache.
 
         Raises:
             NoStateError: If the model takes its state by no argument that is known here.
@@ -117,8 +118,12 @@ class OwnMemory:
             raise NoStateError(f"`model` takes none of {', '.join(STATE_NAMES)}.")
         self.length = 0
         self._name = name
-        self._state: Any = None
+        self._config = model.config
+        self._state: Any = self._empty()
         self._before: Snapshot | None = None
+
+    def _empty(self) -> DynamicCache | None:
+        return DynamicCache(config=self._config) if self._name == "past_key_values" else None
 
     def open(self, drafted: int) -> Mapping[str, object]:
         """Take a snapshot, unless everything the pass feeds is certain."""
@@ -152,7 +157,7 @@ class OwnMemory:
 
     def forget(self) -> None:
         """Drop the state."""
-        self._state, self._before, self.length = None, None, 0
+        self._state, self._before, self.length = self._empty(), None, 0
 
 
 class NoMemory:
