@@ -14,7 +14,7 @@ from integrations.langchain.tests.probes import QUESTION, UserRetriever, joined,
 
 ROWS = Rows("langgraph")
 AGENTS = ("langchain",)
-V3 = () if hasattr(Runnable, "stream_events") else ("langchain_core from 1.5 on",)
+V3 = () if hasattr(Runnable, "stream_events") else ("langchain_core with stream_events",)
 
 
 class State(TypedDict):
