@@ -231,6 +231,36 @@ def drafting_hostile(measured: dict[str, Any]) -> str:
     return _table(["hostile references, c = 0.05", ""], lines) + origin
 
 
+def engine_table(measured: dict[str, Any]) -> str:
+    """Return times of every arm, after the first token, with ratios to two of them."""
+    lines = [
+        [
+            row["shape"],
+            row["dtype"],
+            row["work"],
+            row["arm"],
+            f"{row['tpot_ms']:.1f}",
+            f"{row['ttft_ms']:.0f}",
+            f"{row['tokens_per_forward']:.2f}",
+            *(_interval(row["tpot_ratio"].get(other)) for other in ("hf-greedy", "plain")),
+        ]
+        for row in measured["rows"]
+    ]
+    heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|`generate`|plain"
+    run = measured["rows"][0]["run"]
+    return (
+        _table([*heads.split("|")], lines)
+        + f"\n{run['threads']} threads, {run['prompts']} prompts, at most {run['tokens']} tokens. "
+        "Milliseconds per token are those after the first; the last two columns say how many times "
+        "quicker than these arms (median over prompts, 95 % interval).\n"
+        + _origin(measured)
+    )
+
+
+def _interval(ratio: dict[str, Any] | None) -> str:
+    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bf16-table": bf16_table,
     "demo-answer": demo_answer,
@@ -246,6 +276,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "drafting-sets": drafting_sets,
     "drafting-speed": drafting_speed,
     "drafting-time": drafting_time,
+    "engine-table": engine_table,
     "replay-table": replay_table,
 }
 NEEDS: dict[str, tuple[str, ...]] = {

@@ -15,6 +15,7 @@ from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
+from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
 from llma_rag.loop import Drafting, Loop
 from llma_rag.reference import References
@@ -46,6 +47,7 @@ class Decoder:
         max_draft_tokens: int = 20,
         min_match_length: int = 1,
         exactness: Exactness | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """Take a loaded model.
 
@@ -58,6 +60,8 @@ class Decoder:
             exactness: "bitwise" runs every step in one shape, so that drafts change no bit of a
                 logit, where a self-test at load grants it; "argmax" takes the quickest shape. None
                 is "bitwise" on CUDA and "argmax" elsewhere.
+            prefix_cache_bytes: Memory for keys and values of prompts' beginnings, which later
+                requests of the same namespace need not compute again; 0 keeps nothing.
 
         Raises:
             TypeError: If a default is unknown.
@@ -68,7 +72,10 @@ class Decoder:
         self.context_length = context_length(model.config) or UNLIMITED
         self._defaults = cast("GenerationOptions", check_names(defaults or {}))
         self._numbers = max_draft_tokens, min_match_length
+        if prefix_cache_bytes < 0:
+            raise ValueError(f"`prefix_cache_bytes` must be at least 0, got {prefix_cache_bytes}.")
         self._wanted = exactness
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._lock = threading.Lock()
         self._prepare()
 
@@ -76,6 +83,7 @@ class Decoder:
         """Make what runs the model as it is now: adapters and vocabularies may come and go."""
         self._picture = picture(self.model)
         self._runner = runner = with_exactness(runner_of(self.model), self._wanted)
+        most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
         self._loop = Loop(
             self.model,
             self.tokenizer,
@@ -83,6 +91,7 @@ class Decoder:
             context_length=self.context_length,
             defaults=self._defaults,
             drafting=Drafting(*self._numbers, calibrate(runner).curve),
+            prefixes=PrefixCache(runner, most_bytes) if most_bytes else None,
         )
         self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
@@ -96,6 +105,7 @@ class Decoder:
         max_draft_tokens: int = 20,
         min_match_length: int = 1,
         exactness: Exactness | None = None,
+        prefix_cache_bytes: int = 0,
         **options: Unpack[LoadOptions],
     ) -> "Decoder":
         """Load a model and its tokenizer by hub id or folder; see `LoadOptions`.
@@ -112,6 +122,7 @@ class Decoder:
             max_draft_tokens=max_draft_tokens,
             min_match_length=min_match_length,
             exactness=exactness,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
 
     @property

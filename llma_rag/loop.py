@@ -13,6 +13,7 @@ from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.drafting import Draft, Drafter, ReferenceDrafter
 from llma_rag.encoding import encode_prompt, encode_references
 from llma_rag.engine.options import Settings, resolve
+from llma_rag.engine.prefixes import CHUNK, PrefixCache
 from llma_rag.engine.processors import build_processors
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.grammar import Grammar, GrammarCompiler
@@ -57,6 +58,7 @@ class Loop:
         context_length: int,
         defaults: GenerationOptions,
         drafting: Drafting,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -64,6 +66,7 @@ class Loop:
         self._context_length = context_length
         self._defaults = defaults
         self._drafting = drafting
+        self._prefixes = prefixes
         self._vocab_size = _vocab_size(model)
         self._special = frozenset(int(one) for one in tokenizer.all_special_ids)
         self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
@@ -75,6 +78,8 @@ class Loop:
         if answer.remaining <= 0:
             return task.result()
         pending: Sequence[int] = tuple(context)
+        if self._prefixes is not None:
+            pending = yield from self._all_but_last_chunk(self._prefixes, task)
         draft = Draft()
         while True:
             step, logits = yield from _run(Pass(task.row, pending, draft.tokens, draft.parents))
@@ -88,6 +93,19 @@ class Loop:
             self._runner.keep(step, nodes)
             pending = context[-1:]
             draft = self._draft(task)
+
+    def _all_but_last_chunk(
+        self, prefixes: PrefixCache, task: Task
+    ) -> Generator[Any, Any, Sequence[int]]:
+        """Find or compute the prompt's chunks; return the tokens behind them, at least one."""
+        row, prompt, namespace = task.row, tuple(task.context), task.request.namespace
+        task.counts.cached_prompt_tokens = start = prefixes.restore(row, prompt, namespace)
+        while len(prompt) - start > CHUNK:
+            step, _ = yield from _run(Pass(row, prompt[start : start + CHUNK]))
+            self._runner.keep(step, [])
+            start += CHUNK
+        prefixes.store(row, namespace)
+        return prompt[start:]
 
     def _task(self, request: GenerationRequest) -> Task:
         counts = Counts()

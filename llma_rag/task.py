@@ -20,6 +20,7 @@ class Counts:
     forward_passes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    cached_prompt_tokens: int = 0
     references: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     to_first_token: float = 0.0
@@ -78,6 +79,7 @@ class Task:
                 forward_passes=counts.forward_passes,
                 drafted_tokens=counts.drafted_tokens,
                 accepted_tokens=counts.accepted_tokens,
+                cached_prompt_tokens=counts.cached_prompt_tokens,
                 time_to_first_token=counts.to_first_token,
                 total_time=time.perf_counter() - counts.started,
                 **counts.references,

@@ -13,6 +13,7 @@ from llma_rag.bench.command import bench_command
 from llma_rag.bench.shapes import SHAPES
 from llma_rag.bench.timing import interleave, ratio_of, rows_of
 from llma_rag.bench.traces import Trace, TraceTokens
+from llma_rag.bench.workloads import misleading, without_overlap
 from llma_rag.engine.calibration import Calibration
 from tests.models import CONFIGS, character_tokenizer, tiny_model
 
@@ -45,6 +46,17 @@ def test_arms_take_turns_and_the_first_round_does_not_count() -> None:
     assert all({arm for arm, _ in calls[at : at + 2]} == {"a", "b"} for at in range(0, 14, 2))
 
 
+def test_a_run_ends_between_prompts_when_its_time_is_up() -> None:
+    found = interleave(
+        lambda *_: timed(1.0), ("a", "b"), [trace(0), trace(1), trace(2)], repeats=3,
+        time_is_up=iter([False, False, False, True]).__next__,
+    )  # fmt: skip
+    assert {arm: [len(runs) for runs in of] for arm, of in found.items()} == {
+        "a": [2, 1, 1],
+        "b": [2, 1, 1],
+    }
+
+
 def test_rows_hold_medians_ratios_and_what_is_identical() -> None:
     plain = [[timed(4.0), timed(4.0), timed(90.0)], [timed(8.0)] * 3]
     ours = [[timed(2.0, forwards=1)] * 3, [timed(2.0, (3, 9), forwards=1)] * 3]
@@ -54,6 +66,7 @@ def test_rows_hold_medians_ratios_and_what_is_identical() -> None:
     assert rows["llma"].tokens_per_forward == 2.0
     assert rows["llma"].ratio["plain"]["prompts"] == [2.0, 4.0]
     assert rows["llma"].ratio["plain"]["median"] == 3.0
+    assert rows["llma"].tpot_ratio["plain"]["prompts"] == [2.0, 4.0]
     assert rows["plain"].ms_per_token == 3000.0
 
 
@@ -61,6 +74,23 @@ def test_the_interval_holds_the_median() -> None:
     found = ratio_of(np.linspace(1.0, 3.0, 21))
     assert found["median"] == 2.0
     assert 1.0 < found["low"] < 2.0 < found["high"] < 3.0
+
+
+def test_rows_that_copying_cannot_help_keep_the_answer_and_change_the_rest() -> None:
+    rows = [
+        TraceTokens(
+            Trace(str(n), "s", str(n), "llama2", "", (text,), answer, ""), (n,) * 99, (), (n,),
+            frozenset(),
+        )
+        for n, text, answer in ((1, "x y z", "one two"), (2, "p q r s", "three"))
+    ]  # fmt: skip
+    apart, wrong = without_overlap(rows), misleading(rows)
+    assert [one.answer for one in apart] == [one.answer for one in wrong] == [(1,), (2,)]
+    assert [one.prompt for one in apart] == [one.prompt for one in wrong] == [(2,) * 64, (1,) * 64]
+    assert [one.trace.passages for one in apart] == [("p q r s",), ("x y z",)]
+    assert wrong[0].trace.passages == ("one p q r s two r s",)
+    with pytest.raises(ValueError, match="two rows"):
+        without_overlap(rows[:1])
 
 
 @pytest.fixture

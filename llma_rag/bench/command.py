@@ -90,12 +90,12 @@ def bench_command(
         folder = tokenizer or family_folder(traces[0], loaded[0].trace.family)
         kind: Any = PreTrainedTokenizerFast
         words = kind(tokenizer_object=load_tokenizer(folder))
-    decoder = Decoder(_packed(own), words, exactness=exactness)
+    decoder = Decoder(packed(own), words, exactness=exactness)
     bench = Bench(own, decoder, tokens, forced=not verify)
     try:
         rows = _timed(bench, names, loaded, repeats)
         named = model or f"shape {shape}"
-        run = _run_facts(named, decoder, loaded, dtype, tokens, repeats, not verify)
+        run = run_facts(named, decoder, loaded, dtype, tokens, repeats, not verify)
     finally:
         decoder.close()
     _print(rows, run, console or Console())
@@ -120,7 +120,7 @@ def _model(
     return random_model(shape, kind, device), None
 
 
-def _packed(model: PreTrainedModel) -> PreTrainedModel:
+def packed(model: PreTrainedModel) -> PreTrainedModel:
     """Return our arms' model: on a CPU a twin with prepacked layers, a second copy of them."""
     if model.device.type == "cpu" and can_twin(model):
         return twin(model, exchange=prepacked)
@@ -138,10 +138,11 @@ def _timed(
         return rows_of(interleave(bench.run, arms, traces, repeats, progress))
 
 
-def _run_facts(
+def run_facts(
     model: str, decoder: Decoder, traces: Sequence[TraceTokens],
     dtype: str, tokens: int, repeats: int, forced: bool,
 ) -> dict[str, Any]:  # fmt: skip
+    """Return what a run's figures hang on, and what wider passes cost there."""
     device = decoder.model.device
     on_gpu = device.type == "cuda"
     return {
@@ -164,11 +165,13 @@ def _run_facts(
 def _print(rows: Sequence[ArmRow], run: dict[str, Any], console: Console) -> None:
     console.print({name: value for name, value in run.items() if name != "prompt_tokens"})
     names = [row.arm for row in rows]
-    table = Table(title="Times; a ratio above 1: the row is quicker than the column")
+    table = Table(title="Times; a ratio (after the first token) above 1: the row is quicker")
     for name in ("arm", "ms/token", "TTFT ms", "TPOT ms", "tok/fwd", "identical", *names):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in rows:
-        ratios = [_ratio(row.ratio[name]) if name in row.ratio else "" for name in names]
+        ratios = [
+            _ratio(row.tpot_ratio[name]) if name in row.tpot_ratio else "" for name in names
+        ]
         same = "" if row.identical is None else f"{row.identical:.0%}"
         numbers = (row.ms_per_token, row.ttft_ms, row.tpot_ms)
         table.add_row(

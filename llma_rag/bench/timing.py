@@ -30,6 +30,7 @@ class ArmRow:
         identical: Share of answers equal to those of the reference arm; None without that arm.
         ratio: By other arm, its time per answer over this one's: above 1 this arm is quicker.
             Median over prompts with a 95 % bootstrap interval, and each prompt's ratio.
+        tpot_ratio: The same of the time after the first token.
     """
 
     arm: str
@@ -39,6 +40,7 @@ class ArmRow:
     tokens_per_forward: float
     identical: float | None
     ratio: dict[str, dict[str, object]] = field(default_factory=dict)
+    tpot_ratio: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 def interleave(
@@ -47,22 +49,33 @@ def interleave(
     traces: Sequence[TraceTokens],
     repeats: int,
     progress: Callable[[], None] = lambda: None,
+    time_is_up: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[list[Timed]]]:
-    """Run all arms on all prompts, in random order within each round; the first round warms up.
+    """Run all arms on each prompt, in random order, and again; the very first time warms up.
+
+    Args:
+        run: Decodes a prompt by an arm.
+        arms: Names.
+        traces: Prompts and answers.
+        repeats: Times that each arm decodes each prompt.
+        progress: Called after each answer.
+        time_is_up: Asked between prompts; true ends the run where it stands.
 
     Returns:
-        For each arm and prompt its repeats.
+        For each arm and prompt its repeats; prompts that were not reached are left out.
     """
     order = random.Random(0)
     found: dict[str, list[list[Timed]]] = {arm: [[] for _ in traces] for arm in arms}
-    for number, trace in enumerate(traces):
-        for round_ in range(repeats + (number == 0)):
-            for arm in order.sample(list(arms), len(arms)):
-                timed = run(arm, trace)
-                if round_ or number:
-                    found[arm][number].append(timed)
-                progress()
-    return found
+    turns = [0, *(number for _ in range(repeats) for number in range(len(traces)))]
+    for turn, number in enumerate(turns):
+        if turn > 1 and time_is_up():
+            break
+        for arm in order.sample(list(arms), len(arms)):
+            timed = run(arm, traces[number])
+            if turn:
+                found[arm][number].append(timed)
+            progress()
+    return {arm: [runs for runs in by_prompt if runs] for arm, by_prompt in found.items()}
 
 
 def rows_of(found: Mapping[str, Sequence[Sequence[Timed]]]) -> list[ArmRow]:
@@ -79,7 +92,7 @@ def _row(arm: str, found: Mapping[str, Sequence[Sequence[Timed]]]) -> ArmRow:
     if reference in found:
         theirs = [runs[-1].token_ids for runs in found[reference]]
         same = float(np.mean([a.token_ids == b for a, b in zip(last, theirs, strict=True)]))
-    seconds = per_prompt(mine)
+    seconds, after = per_prompt(mine), per_prompt(mine, _after_first)
     return ArmRow(
         arm=arm,
         ms_per_token=float(np.median(seconds / tokens)) * 1e3,
@@ -90,12 +103,23 @@ def _row(arm: str, found: Mapping[str, Sequence[Sequence[Timed]]]) -> ArmRow:
         ratio={
             other: ratio_of(per_prompt(found[other]) / seconds) for other in found if other != arm
         },
+        tpot_ratio={
+            other: ratio_of(per_prompt(found[other], _after_first) / after)
+            for other in found
+            if other != arm
+        },
     )
 
 
-def per_prompt(runs: Sequence[Sequence[Timed]]) -> np.ndarray:
-    """Return the median seconds of an answer for each prompt."""
-    return np.array([np.median([one.seconds for one in repeats]) for repeats in runs])
+def per_prompt(
+    runs: Sequence[Sequence[Timed]], of: Callable[[Timed], float] = lambda one: one.seconds
+) -> np.ndarray:
+    """Return the median seconds of an answer, or of a part of it, for each prompt."""
+    return np.array([np.median([of(one) for one in repeats]) for repeats in runs])
+
+
+def _after_first(timed: Timed) -> float:
+    return timed.per_token
 
 
 def ratio_of(ratios: np.ndarray) -> dict[str, object]:

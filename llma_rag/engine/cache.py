@@ -7,6 +7,9 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of some tokens of one row and layer, each [kv_heads, tokens, head_dim]."""
+
 GROWTH = 256
 """Tokens by which a slab's capacity is rounded up."""
 
@@ -43,19 +46,39 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         Returns:
             Views of all keys and values up to the end of the longest row.
         """
+        new = key_states.shape[-2]
+        end = max(max(self.cache.lengths) + new, self.cache.shown)
+        keys, values = self._slabs_for(end, key_states, value_states)
+        for row, length in enumerate(self.cache.lengths):
+            keys[row, :, length : length + new] = key_states[row]
+            values[row, :, length : length + new] = value_states[row]
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _slabs_for(
+        self, end: int, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> KeysValues:
+        """Return the slabs, made or grown where `end` tokens need it."""
         if self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        new = key_states.shape[-2]
-        end = max(max(self.cache.lengths) + new, self.cache.shown)
         if end > self.keys.shape[-2]:
             self.keys = _grown(self.keys, end)
             self.values = _grown(self.values, end)
-        for row, length in enumerate(self.cache.lengths):
-            self.keys[row, :, length : length + new] = key_states[row]
-            self.values[row, :, length : length + new] = value_states[row]
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
+
+    def read(self, row: int, start: int, end: int) -> KeysValues:
+        """Return copies of a row's tokens from `start` to `end`."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys[row, :, start:end].clone(), self.values[row, :, start:end].clone()
+
+    def write(self, row: int, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put copied tokens at a row's tokens from `start` on."""
+        end = start + keys.shape[1]
+        mine = self._slabs_for(end, keys[None], values[None])
+        for slab, states in zip(mine, (keys, values), strict=True):
+            slab[row, :, start:end] = states
 
     def move(self, row: int, sources: Sequence[int], target: int) -> None:
         """Copy tokens of a row to consecutive places from `target` on."""
@@ -100,6 +123,15 @@ class SlabCache(Cache):
     def keep(self, row: int, count: int) -> None:
         """Keep the first `count` tokens that the last pass wrote to `row`."""
         self.lengths[row] += count
+
+    def read(self, row: int, start: int, end: int) -> list[KeysValues]:
+        """Return copies of a row's tokens from `start` to `end`, layer by layer."""
+        return [layer.read(row, start, end) for layer in self._slabs]
+
+    def write(self, row: int, start: int, states: Sequence[KeysValues]) -> None:
+        """Put what `read` returned at a row's tokens from `start` on; no length moves."""
+        for layer, (keys, values) in zip(self._slabs, states, strict=True):
+            layer.write(row, start, keys, values)
 
     def keep_path(self, row: int, places: Sequence[int]) -> None:
         """Keep the tokens at `places` (counted from the row's length) in that order.

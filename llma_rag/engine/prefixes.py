@@ -1,0 +1,95 @@
+"""Keep keys and values of prompts' beginnings, so that a later prompt need not compute them."""
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from llma_rag.engine.cache import KeysValues
+from llma_rag.engine.memory import SlabMemory
+from llma_rag.engine.step import Row, StepRunner
+
+CHUNK = 256
+"""Tokens of a chunk, the unit in which prompts are computed, kept and found again."""
+
+
+class PrefixCache:
+    """Chunks of prompts by all tokens up to their end; the longest unused are dropped first.
+
+    Prompts must be computed in chunks of `CHUNK` tokens that begin at multiples of it, kept ones
+    and others alike: the passes behind a chunk are then the same whether it was found or computed,
+    and so are all bits. Not locked: the decoder's worker thread alone uses it.
+
+    Attributes:
+        most_bytes: Bytes that the kept keys and values take at most.
+        bytes: Bytes that they take.
+    """
+
+    def __init__(self, runner: StepRunner, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._chunks: OrderedDict[bytes, list[KeysValues]] = OrderedDict()
+        self._parameters = list(runner.model.parameters())
+
+    @staticmethod
+    def serves(runner: StepRunner) -> bool:
+        """Return whether a prompt's keys and values hang on nothing but its tokens here.
+
+        False where the model keeps other state, where adapters may be switched, and where rotary
+        embeddings hang on the length of the whole.
+        """
+        verdict = runner.verdict
+        return verdict.memory == "slab" and verdict.fast and runner.rope.switch is None
+
+    def restore(self, row: Row, tokens: Sequence[int], namespace: str | None) -> int:
+        """Fill an empty row with the longest kept beginning of `tokens`, all but the last at most.
+
+        Returns:
+            How many tokens the row now holds.
+        """
+        assert isinstance(row.memory, SlabMemory)
+        found: list[bytes] = []
+        for key in self._keys(tokens[:-1], namespace):
+            if key not in self._chunks:
+                break
+            found.append(key)
+        for number, key in enumerate(found):
+            row.memory.cache.write(row.memory.row, number * CHUNK, self._chunks[key])
+        for key in reversed(found):
+            self._chunks.move_to_end(key)
+        length = len(found) * CHUNK
+        row.memory.cache.lengths[row.memory.row] = length
+        row.tokens = list(tokens[:length])
+        return length
+
+    def store(self, row: Row, namespace: str | None) -> None:
+        """Keep the chunks of a row that are not kept yet."""
+        assert isinstance(row.memory, SlabMemory)
+        for number, key in enumerate(self._keys(row.tokens, namespace)):
+            if key not in self._chunks:
+                start = number * CHUNK
+                chunk = row.memory.cache.read(row.memory.row, start, start + CHUNK)
+                self.bytes += _size(chunk)
+                self._chunks[key] = chunk
+        while self.bytes > self.most_bytes:
+            _, oldest = self._chunks.popitem(last=False)
+            self.bytes -= _size(oldest)
+
+    def _keys(self, tokens: Sequence[int], namespace: str | None) -> Iterator[bytes]:
+        """Yield a key for each whole chunk; weights that are written to change all keys."""
+        written = sum(one._version for one in self._parameters if not one.is_inference())
+        key = hashlib.sha256(repr((namespace, written)).encode()).digest()
+        for start in range(0, len(tokens) - CHUNK + 1, CHUNK):
+            chunk = array("q", tokens[start : start + CHUNK]).tobytes()
+            key = hashlib.sha256(key + chunk).digest()
+            yield key
+
+
+def _size(chunk: Sequence[KeysValues]) -> int:
+    return sum(_bytes(keys) + _bytes(values) for keys, values in chunk)
+
+
+def _bytes(states: torch.Tensor) -> int:
+    return states.numel() * states.element_size()
