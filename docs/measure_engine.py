@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from llma_rag.bench.arms import ARMS, Bench
-from llma_rag.bench.command import packed, run_facts
+from llma_rag.bench.command import arms_for, packed, run_facts
 from llma_rag.bench.replay import tokenised
 from llma_rag.bench.shapes import SHAPES, random_model
 from llma_rag.bench.timing import interleave, rows_of
@@ -30,11 +30,6 @@ from llma_rag.decoder import Decoder
 
 LOSERS_SHARE = 0.3
 """Share of the time for the rows on which references cannot help."""
-
-ARM_CHOICE = {
-    "cpu": ["hf-greedy", "hf-prompt-lookup", "plain", "llma"],
-    "cuda": [one for one in ARMS if one != "suffix"],
-}
 
 
 def main() -> None:
@@ -77,11 +72,12 @@ def _measured(
     decoder = Decoder(packed(own), words)
     bench = Bench(own, decoder, given.tokens)
     facts = run_facts(f"shape {shape}", decoder, traces, dtype, given.tokens, given.repeats, True)
+    facts |= _device_facts(bench)
     ours = ["plain", "llma"]
     works = {
         "no-overlap": (ours, without_overlap(traces), end - seconds * (1 - LOSERS_SHARE / 2)),
         "misleading": (ours, misleading(traces), end - seconds * (1 - LOSERS_SHARE)),
-        "recorded": (given.arms or ARM_CHOICE[given.device], traces, end),
+        "recorded": (given.arms or arms_for(given.device), traces, end),
     }
     for name, (arms, work, until) in works.items():
         with tqdm(desc=f"{shape} {dtype} {name}", unit="answer") as bar:
@@ -95,6 +91,49 @@ def _measured(
             yield {"shape": shape, "dtype": dtype, "work": name, **asdict(row),
                    "answers": sum(repeats), "run": facts}  # fmt: skip
     decoder.close()
+
+
+def _device_facts(bench: Bench) -> dict[str, Any]:
+    """Return bytes that a pass reads, the device's own rate, and what was captured."""
+    runner, device = bench.decoder.runner, bench.model.device
+    embeddings = bench.model.get_input_embeddings().weight
+    tied = embeddings is bench.model.get_output_embeddings().weight
+    read = sum(one.numel() * one.element_size() for one in bench.model.parameters())
+    facts: dict[str, Any] = {"weight_gb": (read - (0 if tied else embeddings.nbytes)) / 1e9}
+    if device.type != "cuda":
+        return facts
+    block = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(10):
+        block.clone()
+    torch.cuda.synchronize()
+    facts["copy_gb_per_s"] = 2 * 10 * block.nbytes / (time.perf_counter() - begin) / 1e9
+    steps = runner.captured
+    facts["kernel_error"] = kernel_error(device)
+    return facts | ({} if steps is None else {"capture_s": steps.seconds / max(steps.captures, 1)})
+
+
+def kernel_error(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Return the largest difference of the Triton kernel's outcome to attention in float64."""
+    from llma_rag.engine.kernels import verify
+
+    source = torch.Generator().manual_seed(0)
+    width, start, heads, kv_heads, dim = 16, 700, 8, 2, 64
+    query = torch.randn((1, heads, width, dim), generator=source).to(device, dtype)
+    keys, values = (
+        torch.randn((1, kv_heads, 1024, dim), generator=source).to(device, dtype) for _ in "kv"
+    )
+    number = {"device": device, "dtype": torch.int32}
+    sees = torch.tensor([[(2 << row) - 1 for row in range(width)]], device=device)
+    starts, slots = torch.full((1,), start, **number), torch.zeros(1, **number)
+    got = verify(query, keys, values, starts, slots, sees, dim**-0.5)
+    group, end = heads // kv_heads, start + width
+    k, v = (one[:, :, :end].double().repeat_interleave(group, 1) for one in (keys, values))
+    scores = query.double() @ k.transpose(-1, -2) * dim**-0.5
+    seen = torch.ones((width, end), dtype=torch.bool, device=device).tril(start)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return float((got.double() - (weights @ v).transpose(1, 2)).abs().max())
 
 
 if __name__ == "__main__":

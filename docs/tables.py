@@ -252,8 +252,7 @@ def engine_table(measured: dict[str, Any]) -> str:
         _table([*heads.split("|")], lines)
         + f"\n{run['threads']} threads, {run['prompts']} prompts, at most {run['tokens']} tokens. "
         "Milliseconds per token are those after the first; the last two columns say how many times "
-        "quicker than these arms (median over prompts, 95 % interval).\n"
-        + _origin(measured)
+        "quicker than these arms (median over prompts, 95 % interval).\n" + _origin(measured)
     )
 
 

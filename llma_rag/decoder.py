@@ -17,6 +17,7 @@ from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
 from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
+from llma_rag.engine.step import StepRunner
 from llma_rag.loop import Drafting, Loop
 from llma_rag.reference import References
 from llma_rag.result import GenerationOptions, GenerationRequest, GenerationResult, Prompt
@@ -124,6 +125,11 @@ class Decoder:
             exactness=exactness,
             prefix_cache_bytes=prefix_cache_bytes,
         )
+
+    @property
+    def runner(self) -> StepRunner:
+        """What runs the model's passes now; for measurements."""
+        return self._runner
 
     @property
     def exactness(self) -> str:

@@ -39,11 +39,13 @@ class Drafting:
         max_draft_tokens: Most tokens verified in one pass (the paper's k).
         min_match_length: Tokens that must agree before a copy is tried (the paper's n).
         costs: What passes cost behind a prompt of so many tokens; None fills every draft.
+        peer: Makes another drafter, to compare with, from the prompt's token ids; None is ours.
     """
 
     max_draft_tokens: int
     min_match_length: int
     costs: Callable[[int], CostCurve | None] = lambda _: None
+    peer: Callable[[Sequence[int]], Drafter] | None = None
 
 
 class Loop:
@@ -195,7 +197,8 @@ class Loop:
 
         def copied() -> Draft:
             if task.drafter is None:
-                task.drafter = self._drafter(task)
+                peer = self._drafting.peer
+                task.drafter = self._drafter(task) if peer is None else peer(task.prompt)
             return task.drafter.draft(task.context, budget)
 
         if task.grammar is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llma_rag.bench import command
+from llma_rag.bench import command, peers
 from llma_rag.bench.arms import Timed
 from llma_rag.bench.command import bench_command
 from llma_rag.bench.shapes import SHAPES
@@ -122,6 +122,21 @@ def test_forced_answers_are_the_recorded_ones_in_every_arm(files: tuple[Path, Pa
     assert rows["llma"]["tokens_per_forward"] > 1.5
     assert all(row["ttft_ms"] > 0 for row in rows.values())
     assert (tokenizer / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_suffix_arm_runs_its_drafts_in_our_engine(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another drafter in its place: SuffixDecoding's package is not needed for tests."""
+    monkeypatch.setattr(peers, "SuffixDecoding", lambda prompt, branching: peers.PromptLookup())
+    out = files[1] / "out.json"
+    bench_command(
+        traces=[files[0]], shape="tiny", tokenizer=files[1], device="cpu", dtype="float32",
+        arms=["plain", "suffix"], tokens=12, repeats=1, json_file=out, console=Console(quiet=True),
+    )  # fmt: skip
+    rows = {row["arm"]: row for row in json.loads(out.read_text())}
+    assert rows["suffix"]["identical"] == 1.0
+    assert rows["suffix"]["tokens_per_forward"] > 1.2
 
 
 @pytest.mark.parametrize("wrong", [False, True])

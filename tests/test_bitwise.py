@@ -2,10 +2,11 @@
 
 import copy
 import random
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llma_rag.engine.bitwise import bitwise_runner, is_bitwise
 from llma_rag.engine.fast import can_be_fast, fast_view
@@ -54,6 +55,20 @@ def test_logits_are_the_same_bits_with_drafts_and_without(name: str, dtype: torc
     source = random.Random(3)
     for _ in range(4):
         prompt = [source.randrange(4, VOCAB) for _ in range(source.randint(3, 40))]
+        plain, bits = decode(runner, prompt, 40, None, [])
+        drafted, others = decode(runner, prompt, 40, source, plain)
+        assert drafted == plain
+        assert torch.equal(others, bits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pretrained_model_gives_the_same_bits(shared: Path, dtype: torch.dtype) -> None:
+    """40 of 40 sequences of real argmaxes, with drafts that are right, wrong, or partly so."""
+    folder = str(shared / "weights" / "stories260K")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    runner, source = StepRunner(fast_view(model), fixed=SHAPE), random.Random(5)
+    for _ in range(40):
+        prompt = [1, *(source.randrange(3, 512) for _ in range(source.randint(3, 40)))]
         plain, bits = decode(runner, prompt, 40, None, [])
         drafted, others = decode(runner, prompt, 40, source, plain)
         assert drafted == plain

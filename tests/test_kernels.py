@@ -8,14 +8,24 @@ from pathlib import Path
 
 import pytest
 
-INTERPRETED = Path(__file__).parent / "interpreted" / "kernels.py"
+INTERPRETED = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton has no wheel for this system")
-def test_the_kernel_passes_in_the_interpreter() -> None:
+@pytest.mark.parametrize("file", ["kernels.py", "captured.py"])
+def test_the_kernel_passes_in_the_interpreter(file: str) -> None:
     """In a process of its own: the interpreter is chosen before Triton is first imported."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", str(INTERPRETED)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-n0",
+            str(INTERPRETED / file),
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

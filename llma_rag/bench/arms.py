@@ -1,17 +1,32 @@
 """The ways of decoding that a timing run compares; each writes the same recorded answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from llma_rag.bench import peers
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.decoder import Decoder
+from llma_rag.drafting import Drafter
+from llma_rag.loop import Drafting, Loop
+from llma_rag.result import (
+    GenerationChunk,
+    GenerationOptions,
+    GenerationRequest,
+    GenerationResult,
+)
 
-ARMS = ("hf-greedy", "hf-static-compiled", "hf-prompt-lookup", "plain", "llma")
+ARMS = ("hf-greedy", "hf-static-compiled", "hf-prompt-lookup", "plain", "llma", "suffix")
+
+Decode = Callable[["TraceTokens", "Recorded", int], tuple[int, ...]]
+"""Decodes a prompt with a processor up to a length."""
+
+SUFFIX_TOKENS = 32
+"""Most tokens of a draft of SuffixDecoding, its own default."""
 
 HF_OPTIONS: dict[str, dict[str, Any]] = {
     "hf-greedy": {},
@@ -97,7 +112,10 @@ class Bench:
         answer = trace.answer[: self.tokens]
         recorded = Recorded(len(trace.prompt), answer if self.forced else None)
         forwards = _Forwards()
-        decode = self._generate(arm) if arm in HF_OPTIONS else self._ours(arm)
+        if arm == "suffix":
+            decode: Decode = self._suffix
+        else:
+            decode = self._generate(arm) if arm in HF_OPTIONS else self._ours(arm)
         length = len(answer) if self.forced else self.tokens
         handle = self.model.register_forward_hook(forwards)
         started = time.perf_counter()
@@ -109,7 +127,7 @@ class Bench:
         first = (forwards.first or ended) - started
         return Timed(ended - started, first, forwards.count, token_ids)
 
-    def _generate(self, arm: str) -> Callable[[TraceTokens, Recorded, int], tuple[int, ...]]:
+    def _generate(self, arm: str) -> Decode:
         def decode(trace: TraceTokens, recorded: Recorded, length: int) -> tuple[int, ...]:
             ids = torch.tensor([trace.prompt], device=self.model.device)
             output: Any = self.model.generate(  # type: ignore[operator]  # mixin method
@@ -124,7 +142,7 @@ class Bench:
 
         return decode
 
-    def _ours(self, arm: str) -> Callable[[TraceTokens, Recorded, int], tuple[int, ...]]:
+    def _ours(self, arm: str) -> Decode:
         def decode(trace: TraceTokens, recorded: Recorded, length: int) -> tuple[int, ...]:
             drafts = arm == "llma"
             return self.decoder.generate(
@@ -136,3 +154,29 @@ class Bench:
             ).token_ids
 
         return decode
+
+    def _suffix(self, trace: TraceTokens, recorded: Recorded, length: int) -> tuple[int, ...]:
+        """Decode with our engine and the drafts of SuffixDecoding, on this thread."""
+        options: GenerationOptions = {"max_new_tokens": length, "logits_processor": [recorded]}
+        request = GenerationRequest(prompt=trace.prompt, options=options)
+        runner = self.decoder.runner
+        loop = Loop(
+            self.decoder.model,
+            self.decoder.tokenizer,
+            runner,
+            context_length=self.decoder.context_length,
+            defaults={},
+            drafting=Drafting(SUFFIX_TOKENS, 1, peer=self._suffix_drafter),
+        )
+        decoding = loop.decode(request)
+        event = next(decoding)
+        while True:
+            try:
+                chunk = isinstance(event, GenerationChunk)
+                event = next(decoding) if chunk else decoding.send(runner.run(event))
+            except StopIteration as end:
+                result: GenerationResult = end.value
+                return result.token_ids
+
+    def _suffix_drafter(self, prompt: Sequence[int]) -> Drafter:
+        return peers.SuffixDecoding(prompt, branching=self.decoder.runner.supports_trees)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llma_rag.bench.arms import ARMS, Bench
+from llma_rag.bench.peers import HAS_SUFFIX_DECODING
 from llma_rag.bench.replay import tokenised
 from llma_rag.bench.shapes import random_model
 from llma_rag.bench.timing import ArmRow, interleave, rows_of
@@ -78,7 +79,7 @@ def bench_command(
     if (model is None) == (shape is None):
         raise ValueError("Give either `--model` or `--shape`, one of them.")
     device = device or default_device()
-    names = list(arms or (one for one in ARMS if device == "cuda" or "compiled" not in one))
+    names = list(arms or arms_for(device))
     unknown = sorted(set(names) - set(ARMS))
     if unknown:
         raise ValueError(f"`--arms` must be among {', '.join(ARMS)}, got {unknown[0]!r}.")
@@ -106,6 +107,14 @@ def bench_command(
         _plot(rows, plot)
     ours = [row.identical for row in rows if not row.arm.startswith("hf-")]
     return DIFFERENT if verify and any(same is not None and same < 1 for same in ours) else 0
+
+
+def arms_for(device: str) -> list[str]:
+    """Return the arms that make sense on a device, with the packages that are there."""
+    left_out = set() if HAS_SUFFIX_DECODING else {"suffix"}
+    if device != "cuda":
+        left_out.add("hf-static-compiled")
+    return [arm for arm in ARMS if arm not in left_out]
 
 
 def _model(
@@ -169,9 +178,7 @@ def _print(rows: Sequence[ArmRow], run: dict[str, Any], console: Console) -> Non
     for name in ("arm", "ms/token", "TTFT ms", "TPOT ms", "tok/fwd", "identical", *names):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in rows:
-        ratios = [
-            _ratio(row.tpot_ratio[name]) if name in row.tpot_ratio else "" for name in names
-        ]
+        ratios = [_ratio(row.tpot_ratio[name]) if name in row.tpot_ratio else "" for name in names]
         same = "" if row.identical is None else f"{row.identical:.0%}"
         numbers = (row.ms_per_token, row.ttft_ms, row.tpot_ms)
         table.add_row(

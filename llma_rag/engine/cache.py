@@ -46,6 +46,8 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         Returns:
             Views of all keys and values up to the end of the longest row.
         """
+        if self.cache.places is not None:
+            return self._update_at(self.cache.places, key_states, value_states)
         new = key_states.shape[-2]
         end = max(max(self.cache.lengths) + new, self.cache.shown)
         keys, values = self._slabs_for(end, key_states, value_states)
@@ -53,6 +55,21 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
             keys[row, :, length : length + new] = key_states[row]
             values[row, :, length : length + new] = value_states[row]
         return keys[:, :, :end], values[:, :, :end]
+
+    def _update_at(
+        self, places: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> KeysValues:
+        """Write at places that are known on the device only; return the whole slabs."""
+        keys, values = self._slabs_for(0, key_states, value_states)
+        keys.index_copy_(2, places, key_states)
+        values.index_copy_(2, places, value_states)
+        return keys, values
+
+    def reserve(self, end: int) -> int:
+        """Make room for `end` tokens in a slab that is there; return its capacity."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self._slabs_for(end, self.keys, self.values)[0].shape[-2]
 
     def _slabs_for(
         self, end: int, key_states: torch.Tensor, value_states: torch.Tensor
@@ -111,18 +128,36 @@ class SlabCache(Cache):
         lengths: Kept tokens of each row.
         reserved: Tokens for which memory is allocated at first.
         shown: Least tokens that a pass sees; those behind its own must be masked.
+        places: Where a pass writes, int64 on the device; None is behind the lengths. Such a pass
+            sees whole slabs.
     """
 
     def __init__(self, layer_count: int, *, capacity: int, rows: int = 1) -> None:
         self.lengths = [0] * rows
         self.reserved = _round_up(capacity)
         self.shown = 0
+        self.places: torch.Tensor | None = None
         self._slabs = [SlabLayer(self) for _ in range(layer_count)]
         super().__init__(layers=[*self._slabs])
 
     def keep(self, row: int, count: int) -> None:
         """Keep the first `count` tokens that the last pass wrote to `row`."""
         self.lengths[row] += count
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which there is memory now; 0 before the first pass."""
+        keys = self._slabs[0].keys
+        return 0 if keys is None else keys.shape[-2]
+
+    def reserve(self, end: int) -> None:
+        """Make room for `end` tokens; only once something was written."""
+        for layer in self._slabs:
+            layer.reserve(end)
+
+    def itself(self) -> "SlabCache":
+        """Return the cache, also through a weak proxy."""
+        return self
 
     def read(self, row: int, start: int, end: int) -> list[KeysValues]:
         """Return copies of a row's tokens from `start` to `end`, layer by layer."""

@@ -1,11 +1,13 @@
 """Run forward passes of one model; knows token ids and caches, not where drafts come from."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
+from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import context_length
@@ -66,6 +68,7 @@ class StepRunner:
         verdict: What the probe found out about the model.
         rope: Where the model's rotary embeddings depend on the length.
         fixed: The one shape of all steps behind a prompt; None takes each as wide as it is.
+        captured: Runs steps of that shape; None runs them as all other passes.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class StepRunner:
         model: PreTrainedModel,
         verdict: Verdict | None = None,
         fixed: FixedShape | None = None,
+        captured: CapturedSteps | None = None,
     ) -> None:
         """Wrap a model in evaluation mode; `engine.probe.runner_of` finds out the verdict.
 
@@ -85,6 +89,7 @@ class StepRunner:
         self._warm = warm_view(model)
         self.verdict = verdict or Verdict()
         self.fixed = fixed
+        self.captured = captured
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
         self._most_positions = context_length(model.config) or UNBOUNDED
@@ -107,7 +112,13 @@ class StepRunner:
 
     def open_row(self, capacity: int) -> Row:
         """Return an empty sequence with room for `capacity` tokens; it grows where it must."""
-        return Row(memory_of(self.model, self.verdict.memory, capacity))
+        steps = self.captured
+        slab = None if steps is None else steps.take(capacity)
+        memory = memory_of(self.model, self.verdict.memory, capacity)
+        if steps is not None and isinstance(memory, SlabMemory):
+            memory = memory if slab is None else SlabMemory(slab)
+            weakref.finalize(memory, steps.give_back, memory.cache)
+        return Row(memory)
 
     def draft_limit(self, row: Row) -> int:
         """Return how many tokens may be drafted behind the row's next one; 0 decodes plainly."""
@@ -134,6 +145,8 @@ class StepRunner:
             row.memory.forget()
         self.rope.reset()
         fixed = self._fixes(step)
+        if fixed and self.captured is not None:
+            return self._captured_logits(self.captured, step)
         arguments = self._fixed_arguments(step) if fixed else self._arguments(step)
         memory = row.memory.open(len(step.drafted))
         try:
@@ -180,6 +193,15 @@ class StepRunner:
         fixes = fits and memory.length > 0
         memory.cache.shown = fixed.keys(memory.length) if fixes else 0
         return fixes
+
+    def _captured_logits(self, steps: CapturedSteps, step: Pass) -> torch.Tensor:
+        assert self.fixed is not None
+        assert isinstance(step.row.memory, SlabMemory)
+        kept, last = step.row.memory.length, self._most_positions - 1
+        tokens = [*step.committed, *step.drafted]
+        positions = self.fixed.padded([*range(kept, kept + len(tokens))], last)
+        logits = steps.run(step.row.memory.cache, self.fixed.padded(tokens), positions)
+        return logits[: len(tokens)]
 
     def _fixed_arguments(self, step: Pass) -> dict[str, object]:
         """Return the arguments of a step filled up to the fixed shape, with its mask."""

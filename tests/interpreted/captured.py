@@ -1,0 +1,68 @@
+"""Steps as they are captured on CUDA, run without a graph; `tests/test_kernels.py` runs this."""
+
+import gc
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from llma_rag.engine.bitwise import agrees, is_bitwise
+from llma_rag.engine.captured import CapturedSteps, can_capture
+from llma_rag.engine.fixed import FixedShape
+from llma_rag.engine.probe import runner_of
+from llma_rag.engine.step import Pass, StepRunner
+
+WIDTH = 4
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=99, max_position_embeddings=512, initializer_range=0.4,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def captured_of(model: PreTrainedModel) -> tuple[StepRunner, StepRunner, CapturedSteps]:
+    free = runner_of(model)
+    steps = CapturedSteps(free.model, WIDTH)
+    return free, StepRunner(free.model, free.verdict, FixedShape(WIDTH), steps), steps
+
+
+def test_they_give_the_logits_of_free_steps_and_the_same_bits_with_drafts(
+    model: PreTrainedModel,
+) -> None:
+    free, fixed, steps = captured_of(model)
+    assert can_capture(model)
+    assert agrees(free, fixed)
+    assert is_bitwise(fixed)
+    assert steps.captures > 0
+
+
+def test_a_slab_that_is_given_back_is_not_captured_again(model: PreTrainedModel) -> None:
+    _, fixed, steps = captured_of(model)
+    seen = []
+    for _ in range(3):
+        row = fixed.open_row(64)
+        for tokens in ([5, 6, 7], [8]):
+            step = Pass(row, tokens)
+            logits = fixed.run(step)
+            fixed.keep(step, [])
+        seen.append(logits)
+        del row, step
+        gc.collect()
+    assert steps.captures == 1
+    assert torch.equal(seen[0], seen[2])
+
+
+def test_a_slab_that_grows_is_captured_again(model: PreTrainedModel) -> None:
+    _, fixed, steps = captured_of(model)
+    row = fixed.open_row(8)
+    for length in (254, 1, 1, 1):
+        step = Pass(row, [7] * length)
+        fixed.run(step)
+        fixed.keep(step, [])
+    assert steps.captures == 2
+    assert row.length == row.memory.length == 257
