@@ -172,8 +172,10 @@ class Bench:
         event = next(decoding)
         while True:
             try:
-                chunk = isinstance(event, GenerationChunk)
-                event = next(decoding) if chunk else decoding.send(runner.run(event))
+                if isinstance(event, GenerationChunk):
+                    event = next(decoding)
+                else:
+                    event = decoding.send(runner.run(event))
             except StopIteration as end:
                 result: GenerationResult = end.value
                 return result.token_ids

@@ -179,12 +179,9 @@ class _Step:
         return self._logits.clone()
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._forward()
-        torch.cuda.current_stream().wait_stream(stream)
+        for _ in range(WARM_UPS):
+            self._forward()
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._logits = self._forward()
