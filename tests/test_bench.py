@@ -9,7 +9,7 @@ from rich.console import Console
 
 from llma_rag.bench import command, peers
 from llma_rag.bench.arms import Timed
-from llma_rag.bench.command import bench_command
+from llma_rag.bench.command import arms_for, bench_command
 from llma_rag.bench.shapes import SHAPES
 from llma_rag.bench.timing import interleave, ratio_of, rows_of
 from llma_rag.bench.traces import Trace, TraceTokens
@@ -116,7 +116,8 @@ def test_forced_answers_are_the_recorded_ones_in_every_arm(files: tuple[Path, Pa
     )  # fmt: skip
     rows = {row["arm"]: row for row in json.loads(out.read_text())}
     assert status == 0
-    assert list(rows) == ["hf-greedy", "hf-prompt-lookup", "plain", "llma"]
+    assert list(rows) == arms_for("cpu")
+    assert list(rows)[:4] == ["hf-greedy", "hf-prompt-lookup", "plain", "llma"]
     assert all(row["identical"] == 1.0 for row in rows.values())
     assert rows["hf-greedy"]["tokens_per_forward"] == rows["plain"]["tokens_per_forward"] == 1.0
     assert rows["llma"]["tokens_per_forward"] > 1.5
@@ -128,7 +129,8 @@ def test_the_suffix_arm_runs_its_drafts_in_our_engine(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another drafter in its place: SuffixDecoding's package is not needed for tests."""
-    monkeypatch.setattr(peers, "SuffixDecoding", lambda prompt, branching: peers.PromptLookup())
+    monkeypatch.setattr(peers, "EarlierAnswers", object)
+    monkeypatch.setattr(peers, "SuffixDecoding", lambda *_, branching: peers.PromptLookup())
     out = files[1] / "out.json"
     bench_command(
         traces=[files[0]], shape="tiny", tokenizer=files[1], device="cpu", dtype="float32",

@@ -181,4 +181,5 @@ class Bench:
                 return result.token_ids
 
     def _suffix_drafter(self, prompt: Sequence[int]) -> Drafter:
-        return peers.SuffixDecoding(prompt, branching=self.decoder.runner.supports_trees)
+        branching = self.decoder.runner.supports_trees
+        return peers.SuffixDecoding(peers.EarlierAnswers(), prompt, branching=branching)

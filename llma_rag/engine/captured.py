@@ -163,7 +163,7 @@ class _Step:
 
     def fits(self, needed: int) -> bool:
         """Return whether the slab is the one that was captured and has room."""
-        return needed <= self._capacity == self._slab.capacity
+        return needed <= self._capacity == self._slab_itself().capacity
 
     def run(self, tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Copy the inputs, replay, and return a copy of the logits."""
