@@ -260,6 +260,46 @@ def _interval(ratio: dict[str, Any] | None) -> str:
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
 
 
+def llama_index_capture(measured: dict[str, Any]) -> str:
+    """Return what is captured under each version of llama-index-core, and what that costs."""
+    rows = measured["rows"]
+    heads = [
+        f"llama-index-core {row['llama-index-core']}, workflows {row['llama-index-workflows']}"
+        for row in rows
+    ]
+    cells: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "programs in the matrix": lambda row: row["matrix"]["rows"],
+        "model calls": lambda row: row["matrix"]["calls"],
+        "of them saw all their nodes": lambda row: row["matrix"]["calls_with_all_nodes"],
+        "isolation tests": lambda row: row["isolation"]["tests"],
+        "their model calls": lambda row: row["isolation"]["calls"],
+        "saw another user's node": lambda row: row["isolation"]["leaks"],
+        "missed their own": lambda row: row["isolation"]["misses"],
+        "spans left open": lambda row: row["isolation"]["spans_left_open"],
+        "CPU time added to a query": lambda row: (
+            f"{row['cost']['added_us_per_query'] / 1000:.2f} ms"
+        ),
+    }
+    lines = [[name, *(str(cell(row)) for row in rows)] for name, cell in cells.items()]
+    return _table(["", *heads], lines) + _origin(measured)
+
+
+def llama_index_defects(measured: dict[str, Any]) -> str:
+    """Return what fifteen probes see of HuggingFaceLLM and of LLMA."""
+    heads = list(measured["rows"][0])
+    lines = [[str(row[head]) for head in heads] for row in measured["rows"]]
+    return _table(heads, lines) + _origin(measured)
+
+
+def llama_index_service(measured: dict[str, Any]) -> str:
+    """Return the ticks of an event loop during one answer, beside those of an idle loop."""
+    loops = [row["event_loop"] for row in measured["rows"]]
+    names = ("ticks", "ticks_of_an_idle_loop", "seconds")
+    lines = [[str(loop[name]) for name in names] for loop in loops]
+    heads = ["ticks during an answer", "ticks of an idle loop", "seconds"]
+    return _table(heads, lines) + _origin(measured)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bf16-table": bf16_table,
     "demo-answer": demo_answer,
@@ -276,6 +316,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "drafting-speed": drafting_speed,
     "drafting-time": drafting_time,
     "engine-table": engine_table,
+    "llama-index-capture": llama_index_capture,
+    "llama-index-defects": llama_index_defects,
+    "llama-index-service": llama_index_service,
     "replay-table": replay_table,
 }
 NEEDS: dict[str, tuple[str, ...]] = {

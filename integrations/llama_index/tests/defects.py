@@ -1,6 +1,7 @@
-"""Fifteen probes of a local LLM under LlamaIndex; run as a module, they print what two classes do.
+"""Fifteen probes of a local LLM under LlamaIndex.
 
-`python -m integrations.llama_index.tests.defects` prints the table of `docs/llama_index.md`.
+`python -m integrations.llama_index.tests.defects` prints as JSON what each sees of HuggingFaceLLM
+and of LLMA.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,9 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms import ChatMessage
+from llama_index.core.tools import FunctionTool
 
-from integrations.llama_index.tests.conftest import make_model, make_tokenizer
+from integrations.llama_index.tests.conftest import TEMPLATE, make_model, make_tokenizer
 from llama_index.llms.llma import LLMA, LLMAFunctionCalling
 
 MESSAGES = [ChatMessage(role="system", content="be brief"), ChatMessage(content="q")]
@@ -73,7 +74,7 @@ class Evidence(NamedTuple):
 
 
 def loop_during_a_call(subject: Subject) -> Evidence:
-    llm = subject.make(max_new_tokens=200)
+    llm = subject.make(max_new_tokens=600)
     ticks, running = 0, True
 
     async def tick() -> None:
@@ -290,15 +291,32 @@ def window_of_a_nested_config(subject: Subject) -> Evidence:
     return Evidence(f"a window of {window:,} for a model of 2,048 positions", window == 2048)
 
 
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
 def tools_and_stops(subject: Subject) -> Evidence:
-    if issubclass(subject.cls, LLMA):
-        tools = LLMAFunctionCalling.__name__
-        return Evidence(f"tools (`{tools}`), JSON schemas, stop strings", True)
-    source = inspect.getsource(inspect.getmodule(subject.cls))
-    missing = [
-        name for name in ("tools=", "stop_strings", "FunctionCallingLLM") if name not in source
-    ]
-    return Evidence(f"not in its source: {', '.join(f'`{name}`' for name in missing)}", not missing)
+    full = subject.make(max_new_tokens=18).complete("hello").text
+    stopped = subject.make(max_new_tokens=18).complete("hello", stop=[full[5:8]]).text
+    stops = stopped == full[: full.find(full[5:8])]
+    subject.tokenizer.chat_template = "{{ tools | tojson if tools }}" + TEMPLATE
+    subject.model.generation_config.eos_token_id = 2
+    subject.cls = LLMAFunctionCalling if subject.cls is LLMA else subject.cls
+    called = _call_of_a_tool(subject.make(max_new_tokens=200))
+    text = f"{called}; stop strings {'honoured' if stops else 'ignored'}"
+    return Evidence(text, stops and called.startswith("calls `add`"))
+
+
+def _call_of_a_tool(llm: Any) -> str:
+    """Require a call of a tool from a model that knows nothing of JSON."""
+    if not hasattr(llm, "chat_with_tools"):
+        return f"`{type(llm).__name__}` has no `chat_with_tools`"
+    tool = FunctionTool.from_defaults(add)
+    response = llm.chat_with_tools([tool], user_msg="2 + 3?", tool_required=True)
+    (call,) = llm.get_tool_calls_from_response(response)
+    named = sorted(call.tool_kwargs)
+    return f"calls `{call.tool_name}` with {named} when required (`{type(llm).__name__}`)"
 
 
 class Probe(NamedTuple):
@@ -325,20 +343,22 @@ PROBES = (
 )
 
 
-def main(write: Callable[[str], Any] = sys.stdout.write) -> None:
-    """Print the table of what both classes do."""
+def main() -> None:
+    """Print what both classes do."""
     from llama_index.llms.huggingface import HuggingFaceLLM
 
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
-    names = ("llama-index-llms-huggingface", "llama-index-core", "transformers", "torch")
-    write(", ".join(f"{name} {version(name)}" for name in names) + "\n\n")
-    write("| # | what | HuggingFaceLLM | LLMA |\n|---|---|---|---|\n")
-    for number, probe in enumerate(PROBES, 1):
-        theirs = _evidence(probe, HuggingFaceLLM)
-        ours = _evidence(probe, LLMA)
-        write(f"| {number} | {probe.title} | {theirs.text} | {ours.text} |\n")
+    rows = [
+        {
+            "#": number,
+            "what": probe.title,
+            **{cls.__name__: _evidence(probe, cls).text for cls in (HuggingFaceLLM, LLMA)},
+        }
+        for number, probe in enumerate(PROBES, 1)
+    ]
+    sys.stdout.write(json.dumps(rows, indent=2) + "\n")
 
 
 def _evidence(probe: Probe, cls: Any) -> Evidence:

@@ -310,3 +310,9 @@ def drain(response):
 
 async def adrain(response):
     return "".join([text async for text in response.async_response_gen()])
+
+
+async def read(engine, question):
+    """Ask an engine and read its answer, streamed or not."""
+    response = await engine.aquery(question)
+    return await adrain(response) if hasattr(response, "async_response_gen") else str(response)

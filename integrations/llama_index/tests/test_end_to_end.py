@@ -1,5 +1,6 @@
 """Structured answers and agents over a real decoder: nothing between the class and the model."""
 
+import json
 from typing import Literal
 
 import pytest
@@ -8,9 +9,10 @@ from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool, QueryEngineTool
+from llama_index.core.workflow import Context
 
 from integrations.llama_index.tests.conftest import make_model, make_tokenizer
-from integrations.llama_index.tests.probes import make_index
+from integrations.llama_index.tests.probes import make_index, read
 from integrations.llama_index.tests.test_function_calling import TEMPLATE
 from llama_index.llms.llma import LLMA, LLMAFunctionCalling, results_of
 from llma_rag import closed_schema
@@ -80,6 +82,22 @@ def test_the_untrained_model_writes_no_json_by_itself():
     assert "{" not in untrained(LLMAFunctionCalling).complete("x").text[:1]
 
 
+async def test_objects_that_grow():
+    llm = untrained(LLMAFunctionCalling)
+    whole = llm.structured_predict(Song, PROMPT, topic="the sea", llm_kwargs={"draft": False})
+    read = list(llm.stream_structured_predict(Song, PROMPT, topic="the sea"))
+    streamed = await llm.astream_structured_predict(Song, PROMPT, topic="the sea")
+    assert len(read) > 3
+    assert len({str(song) for song in read}) > 2
+    for song in (read[-1], [song async for song in streamed][-1]):
+        assert {type(value) for value in song.model_dump().values()} == {str, int}
+        assert Song.model_validate(song.model_dump()).kind in ("ballad", "march")
+    messages = PROMPT.format_messages(topic="the sea")
+    chunks = list(llm.as_structured_llm(Song).stream_chat(messages))
+    assert Song.model_validate_json(chunks[-1].message.content)
+    assert isinstance(whole, Song)
+
+
 async def test_structured_predict():
     llm = untrained(LLMAFunctionCalling)
     songs = [
@@ -113,6 +131,19 @@ def test_a_query_engine_with_an_output_class():
     response = engine.query("alpha topic zero")
     assert isinstance(response.response, Song)
     assert results_of(response)[0].stats.references_used == 2
+
+
+@pytest.mark.parametrize("cls", [LLMA, LLMAFunctionCalling])
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_an_overflow_is_not_swallowed_where_objects_are_asked_for(cls, streaming):
+    """Synthesizers answer "Empty Response" to a ValueError of a model call."""
+    llm = cls(decoder=untrained(cls).decoder, context_window=1200)
+    index = make_index(size=2, length=300)
+    engine = index.as_query_engine(llm=llm, output_cls=Song, streaming=streaming)
+    with pytest.raises(RuntimeError, match="context window of 1200"):
+        str(engine.query("alpha"))
+    with pytest.raises(RuntimeError, match="context window of 1200"):
+        await read(engine, "alpha")
 
 
 def add(a: int, b: int) -> int:
@@ -170,4 +201,18 @@ async def test_function_agent_over_a_query_engine():
     )
     assert str(output) == "It is zero."
     assert str(output.tool_calls[0].tool_output) == "alpha topic zero fact0w1"
+    assert left == []
+
+
+@pytest.mark.filterwarnings("ignore:Skipping serialization of known unserializable key")
+async def test_a_workflows_context_survives_json():
+    """Its state holds our messages and responses; LlamaIndex leaves the memory itself out."""
+    llm, left = telling(LLMAFunctionCalling, CALL, "The sum is 5.", "As I said, 5.")
+    agent = FunctionAgent(tools=[TOOL], llm=llm)
+    context, memory = Context(agent), ChatMemoryBuffer.from_defaults()
+    await agent.run("2 + 3?", ctx=context, memory=memory)
+    kept = json.loads(json.dumps(context.to_dict()))
+    again = Context.from_dict(agent, kept)
+    output = await agent.run("and again?", ctx=again, memory=memory)
+    assert str(output) == "As I said, 5."
     assert left == []

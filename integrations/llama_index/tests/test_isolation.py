@@ -194,6 +194,18 @@ def test_of_equal_texts_in_the_ambient_context_the_newest_counts():
     assert in_fresh_context(program) == ["B-secret"]
 
 
+def test_a_common_letterhead_does_not_bring_another_users_node():
+    """One pooled thread serves both; the second prompt holds a part of the first user's node."""
+
+    def program():
+        head = "A letterhead that is longer than every probe of a text would be. " * 3
+        for tag in "AB":
+            ambient.remember((snapshot([TextNode(text=f"{head} {tag}'s secret", id_=tag)]),))
+        return [node.id for node in find_references(f"{head} B's secret, a question").nodes]
+
+    assert in_fresh_context(program) == ["B"]
+
+
 def test_the_ambient_context_is_bounded():
     def program():
         for _ in range(20):
@@ -209,9 +221,8 @@ def test_the_ambient_context_is_bounded():
         ("", "anything", False),
         (" short ", "a short text", True),
         ("short", "a text", False),
-        ("a" * 100 + "b" * 100, "x" + "a" * 64, True),
-        ("a" * 100 + "b" * 100, "b" * 64, True),
-        ("a" * 100 + "b" * 100, "a" * 63, False),
+        ("a" * 100 + "b" * 100, "x" + "a" * 100 + "b" * 100, True),
+        ("a" * 100 + "b" * 100, "a" * 100 + "b" * 99, False),
     ],
 )
 def test_stands_in(text, prompt, expected):

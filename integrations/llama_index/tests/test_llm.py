@@ -18,7 +18,7 @@ from llama_index.core.llms import LLM, ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from integrations.llama_index.tests.probes import adrain, make_index
+from integrations.llama_index.tests.probes import make_index, read
 from integrations.llama_index.tests.scripted import ScriptedDecoder
 from llama_index.llms.llma import LLMA
 from llma_rag import ContextOverflowError, Reference
@@ -379,11 +379,6 @@ def test_the_answer_is_cut_to_the_window():
     llm = LLMA(decoder=ScriptedDecoder(), context_window=64)
     llm.complete("a" * 60)
     assert llm.decoder.calls[0].options["max_new_tokens"] == 3
-
-
-async def read(engine, question):
-    response = await engine.aquery(question)
-    return await adrain(response) if hasattr(response, "async_response_gen") else str(response)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Behaviour as a service: a live event loop, cancellation, errors, many users on one model."""
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -85,6 +86,17 @@ async def test_closing_a_stream_stops_the_model(llm, forwards, chunks):
     closed = len(forwards)
     assert await settled(forwards) <= closed + 1
     assert closed < 60
+
+
+async def test_dropping_a_stream_stops_the_model(llm, forwards):
+    """Nobody closes it: the reader only forgets it, as after a `break`."""
+    stream = llm.stream_complete("hello")
+    next(stream)
+    del stream
+    gc.collect()
+    dropped = len(forwards)
+    assert await settled(forwards) <= dropped + 1
+    assert dropped < 60
 
 
 async def test_leaving_an_asynchronous_stream_stops_the_model(llm, forwards):

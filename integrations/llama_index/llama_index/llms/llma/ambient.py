@@ -9,9 +9,6 @@ from llama_index.llms.llma.captured import Capture, CapturedNode
 MAX_AMBIENT = 4
 """Most captures one context remembers."""
 
-_WHOLE = 96
-_PROBE = 64
-
 _ambient: ContextVar[tuple[Capture, ...]] = ContextVar("llma_ambient", default=())
 
 
@@ -40,13 +37,12 @@ def remembered_in(prompt: str) -> Capture | None:
 
 
 def stands_in(text: str, prompt: str) -> bool:
-    """Say whether a text, or the beginning, middle or end of a long one, stands in the prompt."""
+    """Say whether a whole text stands in the prompt.
+
+    A part of it would not do: documents of two users may begin with the same letterhead.
+    """
     text = text.strip()
-    if len(text) <= _WHOLE:
-        return bool(text) and text in prompt
-    middle = len(text) // 2
-    probes = (text[:_PROBE], text[-_PROBE:], text[middle : middle + _PROBE])
-    return any(probe in prompt for probe in probes)
+    return bool(text) and text in prompt
 
 
 class ProcessScope:
@@ -78,7 +74,7 @@ class ProcessScope:
         """Return the nodes whose whole text stands in `prompt`."""
         with self._lock:
             kept = tuple(self._nodes.values())
-        nodes = tuple(node for node in kept if node.text.strip() in prompt)
+        nodes = tuple(node for node in kept if stands_in(node.text, prompt))
         return Capture(nodes) if nodes else None
 
 

@@ -1,8 +1,8 @@
 """`LLMA`: HuggingFaceLLM's place in any engine, with answers that copy from the retrieved nodes."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -18,48 +18,26 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW, DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts.base import BasePromptTemplate, PromptTemplate
-from llama_index.core.types import (
-    BaseOutputParser,
-    PydanticProgramMode,
-    TokenAsyncGen,
-    TokenGen,
-)
+from llama_index.core.types import BaseOutputParser, PydanticProgramMode
 from llama_index.core.utils import set_global_tokenizer
 
 from llama_index.llms.llma import options, prompts, responses
 from llama_index.llms.llma.ambient import process_scope as process_wide
-from llama_index.llms.llma.capture import Found, find_references
-from llama_index.llms.llma.carry import carried
+from llama_index.llms.llma.calls import Call, Respond
+from llama_index.llms.llma.capture import find_references
 from llama_index.llms.llma.explicit import Given
 from llama_index.llms.llma.handler import install
 from llama_index.llms.llma.loading import make_decoder, model_name_of
-from llama_index.llms.llma.overflow import (
-    room_for_answer,
-    visible_overflow,
-    with_visible_overflow,
-)
-from llama_index.llms.llma.responses import CitationStyle, Finished
-from llma_rag import Decoder, GenerationResult, Reference
+from llama_index.llms.llma.overflow import room_for_answer
+from llama_index.llms.llma.responses import CitationStyle
+from llama_index.llms.llma.templates import TemplateLLM
+from llma_rag import Decoder, Reference
 
 T = TypeVar("T")
-Respond = Callable[[str, str | None, Finished | None], T]
 
 
-class Call(NamedTuple, Generic[T]):
-    """A model call, prepared in the caller's context.
-
-    `respond` makes a response of the text so far, the text that is new, and the finished answer.
-    """
-
-    prompt: list[int]
-    found: Found
-    arguments: dict[str, Any]
-    respond: Respond[T]
-
-
-class LLMA(LLM):
+class LLMA(TemplateLLM):
     """LLM that copies from what was retrieved; the answer is what the model writes anyway.
 
     Takes HuggingFaceLLM's arguments, names and order, and the keyword-only ones below. Every call
@@ -237,74 +215,50 @@ class LLMA(LLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Complete a prompt; `formatted` means that wrapper and system prompt are in it already."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._whole(self._decoder.generate(call.prompt, **call.arguments), call)
+        return self._completion_call(prompt, formatted, kwargs).answer()
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Complete a prompt without blocking the event loop."""
-        call = self._completion_call(prompt, formatted, kwargs)
-        return self._whole(await self._decoder.agenerate(call.prompt, **call.arguments), call)
+        return await self._completion_call(prompt, formatted, kwargs).answer_async()
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Complete a prompt in chunks, one per accepted run; the last one has `raw`."""
-        return self._stream(self._completion_call(prompt, formatted, kwargs))
+        return self._completion_call(prompt, formatted, kwargs).stream()
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Complete a prompt in chunks without blocking the event loop."""
-        return self._astream(self._completion_call(prompt, formatted, kwargs))
+        return self._completion_call(prompt, formatted, kwargs).stream_async()
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        call = self._chat_call(messages, kwargs)
-        return self._whole(self._decoder.generate(call.prompt, **call.arguments), call)
+        return self._chat_call(messages, kwargs).answer()
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
-        call = self._chat_call(messages, kwargs)
-        return self._whole(await self._decoder.agenerate(call.prompt, **call.arguments), call)
+        return await self._chat_call(messages, kwargs).answer_async()
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation in chunks, one per accepted run; the last one has `raw`."""
-        return self._stream(self._chat_call(messages, kwargs))
+        return self._chat_call(messages, kwargs).stream()
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Answer a conversation in chunks without blocking the event loop."""
-        return self._astream(self._chat_call(messages, kwargs))
-
-    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """Fill a template and answer it."""
-        with visible_overflow():
-            return super().predict(prompt, **prompt_args)
-
-    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
-        """Fill a template and answer it in chunks."""
-        with visible_overflow():
-            return super().stream(prompt, **prompt_args)
-
-    def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> Coroutine[Any, Any, str]:
-        """Fill a template and answer it without blocking the event loop."""
-        return carried(with_visible_overflow(super().apredict(prompt, **prompt_args)))
-
-    def astream(
-        self, prompt: BasePromptTemplate, **prompt_args: Any
-    ) -> Coroutine[Any, Any, TokenAsyncGen]:
-        """Fill a template and answer it in chunks without blocking the event loop."""
-        return carried(with_visible_overflow(super().astream(prompt, **prompt_args)))
+        return self._chat_call(messages, kwargs).stream_async()
 
     def _completion_call(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
@@ -353,34 +307,11 @@ class LLMA(LLM):
             config = self._decoder.model.generation_config
             arguments["eos_token_id"] = options.end_tokens(config, self.stopping_ids)
         arguments["references"] = [Reference(node.text, id=node.id) for node in found.nodes]
-        return Call(prompt, found, arguments, respond)
-
-    def _whole(self, result: GenerationResult, call: Call[T]) -> T:
-        return call.respond(result.text, None, self._finish(result, call.found))
-
-    def _finish(self, result: GenerationResult, found: Found) -> Finished:
-        return responses.finish(
-            result,
-            found,
+        finish = partial(
+            responses.finish,
+            found=found,
             model_name=self.model_name,
             style=self.citations,
             min_characters=self.min_citation_chars,
         )
-
-    def _stream(self, call: Call[T]) -> Generator[T]:
-        with self._decoder.stream(call.prompt, **call.arguments) as stream:
-            text = ""
-            for chunk in stream:
-                if chunk.text:
-                    text += chunk.text
-                    yield call.respond(text, chunk.text, None)
-            yield call.respond(text, "", self._finish(stream.result, call.found))
-
-    async def _astream(self, call: Call[T]) -> AsyncGenerator[T]:
-        async with self._decoder.astream(call.prompt, **call.arguments) as stream:
-            text = ""
-            async for chunk in stream:
-                if chunk.text:
-                    text += chunk.text
-                    yield call.respond(text, chunk.text, None)
-            yield call.respond(text, "", self._finish(stream.result, call.found))
+        return Call(self._decoder, prompt, arguments, respond, finish)

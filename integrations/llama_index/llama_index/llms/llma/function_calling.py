@@ -1,19 +1,23 @@
 """`LLMAFunctionCalling`: LLMA for models whose chat template knows tools."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.prompts.base import PromptTemplate
+from llama_index.core.types import Model
 
 from llama_index.llms.llma import prompts, responses, tool_calls
-from llama_index.llms.llma.base import LLMA, Call
+from llama_index.llms.llma.base import LLMA
+from llama_index.llms.llma.calls import Call, Respond
 from llama_index.llms.llma.responses import Finished
-from llma_rag import tool_call_schema
+from llma_rag import closed_schema, tool_call_schema
 
 if TYPE_CHECKING:
+    from llama_index.core.program.utils import FlexibleModel
     from llama_index.core.tools import BaseTool
 
 
@@ -52,6 +56,28 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
             ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
             for call in calls
         ]
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> "Generator[Model | FlexibleModel]":
+        """Fill a template and answer it with an object that grows."""
+        held = _held_to(output_cls, llm_kwargs)
+        return super().stream_structured_predict(output_cls, prompt, held, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> "AsyncGenerator[Model | FlexibleModel]":
+        """Fill a template and answer with a growing object without blocking the event loop."""
+        held = _held_to(output_cls, llm_kwargs)
+        return await super().astream_structured_predict(output_cls, prompt, held, **prompt_args)
 
     def _prepare_chat_with_tools(
         self,
@@ -98,7 +124,11 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         if not tools and not any(map(tool_calls.calls_in, messages)):
             return super()._chat_call(messages, kwargs)
         messages = prompts.with_system_prompt(messages, self.system_prompt)
-        respond = partial(_respond, frozenset(tool["function"]["name"] for tool in tools or ()))
+        respond: Respond[ChatResponse] = responses.chat_response
+        schema = kwargs.get("json_schema")
+        if schema is None or schema == tool_call_schema(tools or ()):
+            # An answer held to another schema, which the caller gave, is no call.
+            respond = partial(_respond, frozenset(tool["function"]["name"] for tool in tools or ()))
         return self._call(
             self._template(messages, tools), kwargs, respond, prompts.citable(messages)
         )
@@ -114,6 +144,15 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
             tool_calls.turns(messages), tools=tools, tokenize=False, add_generation_prompt=True
         )
         return str(text)
+
+
+def _held_to(output_cls: type[Model], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Return arguments of a call that hold its answer to the JSON of an object.
+
+    Where it streams an object, LlamaIndex requires no call of the tool that stands for its class,
+    and reads the object from the text.
+    """
+    return {"json_schema": closed_schema(output_cls.model_json_schema()), **(llm_kwargs or {})}
 
 
 def _respond(

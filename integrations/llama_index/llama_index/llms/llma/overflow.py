@@ -1,11 +1,13 @@
 """Refuse prompts that leave no room for an answer, so that every caller hears of it."""
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from llma_rag import ContextOverflowError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -26,7 +28,7 @@ def room_for_answer(prompt_tokens: int, context_window: int) -> int:
 
 
 @contextmanager
-def visible_overflow() -> Iterator[None]:
+def _visible() -> Iterator[None]:
     """Turn an overflow into an error that synthesizers do not swallow.
 
     They answer "Empty Response" to any `ValueError` of a model call.
@@ -37,7 +39,58 @@ def visible_overflow() -> Iterator[None]:
         raise RuntimeError(str(error)) from error
 
 
-async def with_visible_overflow(call: Coroutine[Any, Any, T]) -> T:
-    """Await a call inside `visible_overflow`."""
-    with visible_overflow():
-        return await call
+def visible_overflow(method: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a method of `LLM` so that synthesizers pass an overflow on."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _visible():
+            return method(*args, **kwargs)
+
+    return call
+
+
+def visible_overflow_async(
+    method: Callable[P, Coroutine[object, object, T]],
+) -> Callable[P, Coroutine[object, object, T]]:
+    """Do the same for a coroutine function."""
+
+    @wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _visible():
+            return await method(*args, **kwargs)
+
+    return call
+
+
+def visible_overflow_stream(
+    method: Callable[P, Generator[T]],
+) -> Callable[P, Generator[T]]:
+    """Do the same for a generator function."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Generator[T]:
+        with _visible():
+            yield from method(*args, **kwargs)
+
+    return call
+
+
+def visible_overflow_stream_async(
+    method: Callable[P, Coroutine[object, object, AsyncGenerator[T]]],
+) -> Callable[P, Coroutine[object, object, AsyncGenerator[T]]]:
+    """Do the same for a coroutine function that returns an asynchronous generator."""
+
+    async def read(source: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        try:
+            with _visible():
+                async for item in source:
+                    yield item
+        finally:
+            await source.aclose()
+
+    @wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T]:
+        return read(await method(*args, **kwargs))
+
+    return call
