@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llma_rag.answers import AnswerStore
     from llma_rag.decoder import Decoder
     from llma_rag.delivery import AsyncGenerationStream, GenerationStream
     from llma_rag.reference import Reference
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
         GenerationRequest,
         GenerationResult,
         NonFiniteLogitsError,
+        RequestOptions,
     )
     from llma_rag.schemas import closed_schema, tool_call_schema
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerStore",
     "AsyncGenerationStream",
     "ContextOverflowError",
     "CopiedSpan",
@@ -36,9 +39,11 @@ __all__ = [
     "Reference",
     "closed_schema",
     "tool_call_schema",
+    "RequestOptions",
 ]
 
 _HOMES = {
+    "AnswerStore": "llma_rag.answers",
     "AsyncGenerationStream": "llma_rag.delivery",
     "Decoder": "llma_rag.decoder",
     "GenerationStream": "llma_rag.delivery",

@@ -1,5 +1,7 @@
 """Grow the answer of one request: its tokens, its text, its copied spans, and when it ends."""
 
+from collections.abc import Sequence
+
 from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.drafting import Place
 from llma_rag.provenance import AnswerText, Provenance
@@ -32,6 +34,7 @@ class Answer:
         self._cut: int | None = None
         self._shown = 0
         self._delivered = 0
+        self._traced = 0
 
     @property
     def remaining(self) -> int:
@@ -45,20 +48,20 @@ class Answer:
 
     def trace_with(self, provenance: Provenance) -> None:
         """Note from now on where tokens come from; those so far were not copied."""
-        for _ in self.token_ids:
-            provenance.commit(None)
         self._provenance = provenance
+        self.trace(())
 
-    def commit(self, token: int, place: Place | None) -> bool:
-        """Append a token; return whether the answer goes on.
-
-        Args:
-            token: The token the model chose.
-            place: Where it was copied from; None if no draft proposed it.
-        """
-        self.token_ids.append(token)
+    def trace(self, places: Sequence[Place | None]) -> None:
+        """Note where the tokens since the last call came from; the last ones were not copied."""
         if self._provenance is not None:
-            self._provenance.commit(place)
+            new = len(self.token_ids) - self._traced
+            for place in (*places, *[None] * (new - len(places))):
+                self._provenance.commit(place)
+            self._traced += new
+
+    def commit(self, token: int) -> bool:
+        """Append a token that the model chose; return whether the answer goes on."""
+        self.token_ids.append(token)
         if token in self._end_tokens:
             self._detokenizer.skip()
             self.end("stop")
@@ -83,7 +86,7 @@ class Answer:
         tokens = tuple(self.token_ids[self._delivered :])
         if not text and not tokens:
             return None
-        spans = self._traced()
+        spans = self._new_spans()
         self._shown = max(safe, self._shown)
         self._delivered = len(self.token_ids)
         return GenerationChunk(text, tokens, spans)
@@ -92,7 +95,7 @@ class Answer:
         """Return the copied runs of the finished answer."""
         return self._provenance.spans(self._as_text()) if self._provenance else ()
 
-    def _traced(self) -> tuple[CopiedSpan, ...]:
+    def _new_spans(self) -> tuple[CopiedSpan, ...]:
         if self._provenance is None:
             return ()
         return self._provenance.trace(self._as_text(), self._delivered)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -39,6 +40,18 @@ class Recalled:
     earlier: tuple[tuple[int, ...], ...] = ()
 
 
+def fingerprint(tokenizer: Any) -> str:
+    """Return a digest of a tokenizer's vocabulary: where it is equal, ids mean the same text.
+
+    Raises:
+        TypeError: If it is no tokenizer.
+    """
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(f"`tokenizer` must be a tokenizer of transformers, got {tokenizer!r}.")
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
 def digest(token_ids: Sequence[int]) -> str:
     """Return a digest of token ids."""
     return hashlib.sha256(json.dumps(list(token_ids)).encode()).hexdigest()
@@ -50,8 +63,8 @@ class AnswerStore:
     No answer is ever recalled under another namespace or for another tokenizer than it was stored
     with. On disk every answer is one JSON file, written aside and renamed, with a checksum:
     a file that a crash or someone else left unreadable is ignored and removed. Files hold token
-    ids in the clear; protect the directory as you protect the answers. One process writes to a
-    directory at a time; the store is not locked.
+    ids in the clear; protect the directory as you protect the answers. Threads and decoders may
+    share a store; one process writes to a directory at a time.
 
     Attributes:
         dropped: Unreadable files found when the store was opened.
@@ -59,7 +72,7 @@ class AnswerStore:
 
     def __init__(
         self,
-        tokenizer_fingerprint: str,
+        tokenizer: Any,
         *,
         directory: str | os.PathLike[str] | None = None,
         max_tokens: int = 1_000_000,
@@ -68,21 +81,21 @@ class AnswerStore:
         """Open a store.
 
         Args:
-            tokenizer_fingerprint: Names the tokenizer; ids of another one mean other text.
+            tokenizer: The model's tokenizer; answers of another vocabulary are not recalled.
             directory: Where to keep the answers; None keeps them in memory only.
             max_tokens: Tokens of all answers together; the least recently used are dropped.
             max_recalled: Most answers that one request is offered.
 
         Raises:
             OSError: If the directory cannot be made or read.
-            ValueError: If a number is below 1 or the fingerprint is empty.
+            TypeError: If `tokenizer` is no tokenizer.
+            ValueError: If a number is below 1.
         """
-        if not tokenizer_fingerprint:
-            raise ValueError("`tokenizer_fingerprint` must not be empty.")
         for name, value in (("max_tokens", max_tokens), ("max_recalled", max_recalled)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        self._fingerprint = tokenizer_fingerprint
+        self._fingerprint = fingerprint(tokenizer)
+        self._lock = threading.RLock()
         self._directory = None if directory is None else Path(directory)
         self._max_tokens = max_tokens
         self._max_recalled = max_recalled
@@ -92,6 +105,17 @@ class AnswerStore:
         if self._directory is not None:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._read(self._directory)
+
+    def check(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer whose vocabulary is not the store's.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if fingerprint(tokenizer) != self._fingerprint:
+            raise ValueError(
+                "`answers` was made for another tokenizer; make it with `AnswerStore(tokenizer)`."
+            )
 
     def add(self, namespace: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """Store an answer under a namespace; an equal one is only refreshed.
@@ -104,14 +128,15 @@ class AnswerStore:
             return
         stored = StoredAnswer(digest(prompt), tuple(answer))
         key = (namespace, digest([len(prompt), *prompt, *answer]))
-        if key in self._answers:
-            self._answers.move_to_end(key)
-            self._touch(key)
-            return
-        self._put(key, stored)
-        if self._directory is not None:
-            self._write(self._directory, key, stored)
-        self._shrink()
+        with self._lock:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+                self._touch(key)
+                return
+            self._put(key, stored)
+            if self._directory is not None:
+                self._write(self._directory, key, stored)
+            self._shrink()
 
     def recall(self, namespace: str, prompt: Sequence[int]) -> Recalled:
         """Return what was answered before under this namespace, the same prompt's answers apart.
@@ -121,24 +146,28 @@ class AnswerStore:
         """
         _check(namespace)
         question = digest(prompt)
-        mine = [
-            (key, stored) for key, stored in reversed(self._answers.items()) if key[0] == namespace
-        ]
-        mine.sort(key=lambda entry: entry[1].question != question)
-        taken = mine[: self._max_recalled]
-        for key, stored in reversed(taken):
-            if stored.question == question:
-                self._answers.move_to_end(key)
-                self._touch(key)
+        with self._lock:
+            taken = self._taken(namespace, question)
+            for key, stored in reversed(taken):
+                if stored.question == question:
+                    self._answers.move_to_end(key)
+                    self._touch(key)
         return Recalled(
-            repeats=tuple(s.tokens for _, s in taken if s.question == question),
-            earlier=tuple(s.tokens for _, s in taken if s.question != question),
+            repeats=tuple(one.tokens for _, one in taken if one.question == question),
+            earlier=tuple(one.tokens for _, one in taken if one.question != question),
         )
 
     def forget(self, namespace: str) -> None:
         """Drop every answer of a namespace, on disk too."""
-        for key in [key for key in self._answers if key[0] == namespace]:
-            self._drop(key)
+        with self._lock:
+            for key in [key for key in self._answers if key[0] == namespace]:
+                self._drop(key)
+
+    def _taken(self, namespace: str, question: str) -> list[tuple[tuple[str, str], StoredAnswer]]:
+        """Return what a request is offered: the same question's answers first, newest first."""
+        mine = [entry for entry in reversed(self._answers.items()) if entry[0][0] == namespace]
+        mine.sort(key=lambda entry: entry[1].question != question)
+        return mine[: self._max_recalled]
 
     def __len__(self) -> int:
         return len(self._answers)

@@ -6,10 +6,12 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, NoReturn, Unpack, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llma_rag.answers import AnswerStore
 from llma_rag.delivery import AsyncGenerationStream, FutureSink, GenerationStream
 from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
@@ -19,8 +21,13 @@ from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
 from llma_rag.engine.step import StepRunner
 from llma_rag.loop import Drafting, Loop
-from llma_rag.reference import References
-from llma_rag.result import GenerationOptions, GenerationRequest, GenerationResult, Prompt
+from llma_rag.result import (
+    GenerationOptions,
+    GenerationRequest,
+    GenerationResult,
+    Prompt,
+    RequestOptions,
+)
 from llma_rag.worker import Sink, Worker
 
 UNLIMITED = 1 << 30
@@ -49,6 +56,8 @@ class Decoder:
         min_match_length: int = 1,
         exactness: Exactness | None = None,
         prefix_cache_bytes: int = 0,
+        recycling: bool = True,
+        answers: AnswerStore | None = None,
     ) -> None:
         """Take a loaded model.
 
@@ -63,18 +72,26 @@ class Decoder:
                 is "bitwise" on CUDA and "argmax" elsewhere.
             prefix_cache_bytes: Memory for keys and values of prompts' beginnings, which later
                 requests of the same namespace need not compute again; 0 keeps nothing.
+            recycling: Draft also what the model held likely after the same token before, in this
+                request or an earlier one of its namespace. False keeps nothing of a request once
+                it has ended, for tenants that must not share even pairs of tokens.
+            answers: Keeps finished answers, to be copied from in later requests of the same
+                namespace, which every request must then name. None keeps none.
 
         Raises:
             TypeError: If a default is unknown.
-            ValueError: If the model is in training mode, or a number is out of range.
+            ValueError: If the model is in training mode, a number is out of range, or `answers`
+                was made for another tokenizer.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length(model.config) or UNLIMITED
         self._defaults = cast("GenerationOptions", check_names(defaults or {}))
-        self._numbers = max_draft_tokens, min_match_length
         if prefix_cache_bytes < 0:
             raise ValueError(f"`prefix_cache_bytes` must be at least 0, got {prefix_cache_bytes}.")
+        if answers is not None:
+            answers.check(tokenizer)
+        self._drafting = Drafting(max_draft_tokens, min_match_length, recycling, answers)
         self._wanted = exactness
         self._prefix_cache_bytes = prefix_cache_bytes
         self._lock = threading.Lock()
@@ -91,8 +108,8 @@ class Decoder:
             runner,
             context_length=self.context_length,
             defaults=self._defaults,
-            drafting=Drafting(*self._numbers, calibrate(runner).curve),
             prefixes=PrefixCache(runner, most_bytes) if most_bytes else None,
+            drafting=replace(self._drafting, costs=calibrate(runner).curve),
         )
         self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
@@ -107,6 +124,8 @@ class Decoder:
         min_match_length: int = 1,
         exactness: Exactness | None = None,
         prefix_cache_bytes: int = 0,
+        recycling: bool = True,
+        answers: AnswerStore | None = None,
         **options: Unpack[LoadOptions],
     ) -> "Decoder":
         """Load a model and its tokenizer by hub id or folder; see `LoadOptions`.
@@ -124,6 +143,8 @@ class Decoder:
             min_match_length=min_match_length,
             exactness=exactness,
             prefix_cache_bytes=prefix_cache_bytes,
+            recycling=recycling,
+            answers=answers,
         )
 
     @property
@@ -147,112 +168,52 @@ class Decoder:
                 _shared[key] = cls.from_pretrained(name, **options)
             return _shared[key]
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> GenerationResult:
+    def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> GenerationResult:
         """Decode an answer and return it when it is finished.
 
         Args:
             prompt: Text or token ids.
-            references: Texts that may be copied; they never change the answer. Unusable entries
-                are skipped and counted in the stats.
-            draft: False decodes plainly, one token per forward pass.
-            namespace: Whose request this is; nothing that outlives it crosses namespaces.
-            **options: See `GenerationOptions`.
+            **options: See `RequestOptions` and `GenerationOptions`.
 
         Raises:
             ContextOverflowError: If the prompt leaves no room for an answer.
             TypeError: If an option is unknown.
             ValueError: If an option is out of range or not supported.
         """
-        future = self.submit(
-            prompt, references=references, draft=draft, namespace=namespace, **options
-        )
+        future = self.submit(prompt, **options)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
 
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Future[GenerationResult]:
+    def submit(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Future[GenerationResult]:
         """Start an answer and return its future; cancelling it stops the model."""
         sink = FutureSink()
-        self._start(sink, prompt, references, draft, namespace, options)
+        self._start(sink, prompt, options)
         return sink.future
 
     async def agenerate(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
+        self, prompt: Prompt, **options: Unpack[RequestOptions]
     ) -> GenerationResult:
         """Await an answer without blocking the event loop; cancelling the task stops the model."""
-        return await asyncio.wrap_future(
-            self.submit(prompt, references=references, draft=draft, namespace=namespace, **options)
-        )
+        return await asyncio.wrap_future(self.submit(prompt, **options))
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> GenerationStream:
+    def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> GenerationStream:
         """Return an iterator over the answer as it is decoded, one chunk per accepted run."""
         stream = GenerationStream()
-        self._start(stream.sink, prompt, references, draft, namespace, options)
+        self._start(stream.sink, prompt, options)
         return stream
 
-    def astream(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> AsyncGenerationStream:
+    def astream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncGenerationStream:
         """Return an asynchronous iterator over the answer; call it inside a running loop."""
         stream = AsyncGenerationStream()
-        self._start(stream.sink, prompt, references, draft, namespace, options)
+        self._start(stream.sink, prompt, options)
         return stream
 
-    def _start(
-        self,
-        sink: Sink,
-        prompt: Prompt,
-        references: References,
-        draft: bool,
-        namespace: str | None,
-        options: GenerationOptions,
-    ) -> None:
+    def _start(self, sink: Sink, prompt: Prompt, options: RequestOptions) -> None:
         """Hand a request to the worker; its events reach `sink`."""
-        request = GenerationRequest(
-            prompt=prompt,
-            references=references,
-            options=options,
-            draft=draft,
-            namespace=namespace,
-        )
+        request = GenerationRequest.of(prompt, options)
         with self._lock:
             if picture(self.model) != self._picture:
                 self._worker.stop()

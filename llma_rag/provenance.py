@@ -12,6 +12,22 @@ SLACK = 4
 """Characters by which a token's place in a text may be off (dummy prefixes, split characters)."""
 
 
+def joined(places: Sequence[Place | None]) -> list[Place | None]:
+    """Return places of the same tokens, accepted one after the other, that form runs of one text.
+
+    A token that several places offer shows one of them; what was accepted behind it tells which.
+
+    >>> joined([Place(0, 2), Place(0, 3), Place(1, 9)])
+    [Place(segment=1, offset=7), Place(segment=1, offset=8), Place(segment=1, offset=9)]
+    """
+    found = list(places)
+    for node in range(len(found) - 2, -1, -1):
+        following = found[node + 1]
+        if found[node] is not None and following is not None and following.offset > 0:
+            found[node] = Place(following.segment, following.offset - 1)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A place in a reference: character `start` of the text number `reference`."""
@@ -145,6 +161,8 @@ class Provenance:
         if guess is None:
             return None
         text = self._texts[guess.reference]
+        if text.startswith(piece, guess.start):
+            return guess
         near = text.find(piece, max(0, guess.start - SLACK), guess.start + len(piece) + SLACK)
         return Source(guess.reference, near) if near >= 0 else None
 

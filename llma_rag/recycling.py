@@ -5,24 +5,13 @@ tokens are drafted when the same token comes again.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class SuccessorObserver(Protocol):
-    """What the decoder tells after each verification pass."""
-
-    def observe(self, tokens: Sequence[int], successors: NDArray[np.integer]) -> None:
-        """Take the best successors of verified tokens.
-
-        Args:
-            tokens: The n tokens of the pass: the last committed one and the drafted ones.
-            successors: [n, k] ids of the most likely next tokens, best first.
-        """
-        ...
+WIDTH, MAX_TOKENS = 8, 16_384
+"""Successors kept per token, and tokens that have some: 8 MB at most."""
 
 
 class Recycler:
@@ -32,12 +21,19 @@ class Recycler:
     request are drafted in the next: give every tenant its own where that is not wanted.
     """
 
-    def __init__(self, *, width: int = 8, max_tokens: int = 65_536) -> None:
+    def __init__(
+        self,
+        *,
+        width: int = WIDTH,
+        max_tokens: int = MAX_TOKENS,
+        banned_tokens: Collection[int] = (),
+    ) -> None:
         """Make an empty table.
 
         Args:
             width: Successors kept per token, at least 1.
             max_tokens: Tokens with successors; the least recently seen is dropped.
+            banned_tokens: Ids that are never kept (special tokens).
 
         Raises:
             ValueError: If a number is below 1.
@@ -47,18 +43,27 @@ class Recycler:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self.width = width
         self.max_tokens = max_tokens
+        self._banned_tokens = frozenset(banned_tokens)
         self._table: OrderedDict[int, tuple[int, ...]] = OrderedDict()
 
     def observe(self, tokens: Sequence[int], successors: NDArray[np.integer]) -> None:
         """Put new successors before those seen earlier.
+
+        Args:
+            tokens: The n tokens of a pass; where one comes twice, its last successors lead.
+            successors: [n, k] ids of the most likely next tokens, best first.
 
         >>> recycler = Recycler(width=3)
         >>> recycler.observe([5, 5], np.array([[6, 7], [8, 7]]))
         >>> recycler.successors(5)
         (8, 7, 6)
         """
-        table, width = self._table, self.width
+        table, width, banned = self._table, self.width, self._banned_tokens
         for token, best in zip(tokens, successors.tolist(), strict=True):
+            if not banned.isdisjoint(best):
+                best = [other for other in best if other not in banned]
+            if token in banned:
+                continue
             before = table.pop(token, ())
             if len(best) < width:
                 best += [other for other in before if other not in best]

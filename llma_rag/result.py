@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from llma_rag.reference import References
 
@@ -52,23 +52,50 @@ class GenerationOptions(TypedDict, total=False):
     grammar: str
 
 
+class RequestOptions(GenerationOptions, total=False):
+    """What a call to a `Decoder` takes beside the prompt.
+
+    Attributes:
+        references: Texts that may be copied; they never change a token of the answer. Unusable
+            entries are skipped and counted in the stats.
+        history: Earlier turns of the conversation, needed only where the prompt does not hold them
+            as they were (a chat template that drops or shortens them): they may be copied, and are
+            never cited. Turns in the prompt are found there and need no second copy.
+        draft: False decodes plainly, one token per forward pass, and leaves nothing behind.
+        namespace: Whose request this is; nothing that outlives it crosses namespaces.
+    """
+
+    references: References
+    history: Sequence[str]
+    draft: bool
+    namespace: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One answer to decode.
+    """One answer to decode; attributes that are not listed mean what they mean in `RequestOptions`.
 
     Attributes:
         prompt: Text or token ids.
-        references: Texts that may be copied; they never change a token of the answer.
         options: What the call sets; see `GenerationOptions`.
-        draft: False decodes plainly: one token per forward pass, references ignored.
-        namespace: Whose request this is; state that outlives a request never crosses it.
     """
 
     prompt: Prompt
     references: References = ()
+    history: Sequence[str] = ()
     options: GenerationOptions = field(default_factory=lambda: GenerationOptions())
     draft: bool = True
     namespace: str | None = None
+
+    @classmethod
+    def of(cls, prompt: Prompt, options: RequestOptions) -> "GenerationRequest":
+        """Return the request of a call; options are checked where it is decoded."""
+        given: dict[str, Any] = dict(options)
+        own = {name: given.pop(name) for name in _OWN if name in given}
+        return cls(prompt=prompt, options=cast("GenerationOptions", given), **own)
+
+
+_OWN = RequestOptions.__annotations__.keys() - GenerationOptions.__annotations__.keys()
 
 
 @dataclass(frozen=True, slots=True)

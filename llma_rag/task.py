@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from llma_rag.answer import Answer
 from llma_rag.drafting import Drafter
 from llma_rag.engine.step import Pass, Row
+from llma_rag.experience import Experience
 from llma_rag.grammar import Grammar
 from llma_rag.result import DecodingStats, GenerationRequest, GenerationResult
 from llma_rag.sampling import Chooser
@@ -47,6 +48,7 @@ class Task:
         criteria: The caller's reasons to stop.
         grammar: The form that the answer must have, if any.
         counts: What it cost so far.
+        experience: What earlier requests of its namespace taught.
         drafter: Proposes continuations; made after the first token.
     """
 
@@ -58,6 +60,7 @@ class Task:
     criteria: Criteria
     grammar: Grammar | None
     counts: Counts
+    experience: Experience
     drafter: Drafter | None = None
 
     @property

@@ -12,7 +12,6 @@ from llma_rag.acceptance import (
     FAR,
     LENGTH_WEIGHT,
     PROMPT,
-    RECYCLED_RANKS,
     REFERENCE,
     SHORT,
     AcceptanceModel,
@@ -153,19 +152,6 @@ def test_banned_successors_are_not_drafted():
         vocab_size=64,
     )
     assert set(drafter.draft([1, 5], 3).tokens) == {8}
-
-
-def test_the_recycler_is_bounded():
-    recycler = Recycler(width=2, max_tokens=3)
-    recycler.observe([1, 2, 3, 1, 4], np.array([[5, 6], [5, 6], [5, 6], [7, 8], [5, 6]]))
-    assert len(recycler) == 3
-    assert recycler.successors(2) == ()
-    assert recycler.successors(1) == (7, 8)
-    recycler.observe([1], np.array([[9]]))
-    assert recycler.successors(1) == (9, 7)
-    with pytest.raises(ValueError, match="`width` must be at least 1"):
-        Recycler(width=0)
-    assert recycler.width <= RECYCLED_RANKS
 
 
 def test_every_offer_is_learned_from_in_turn():

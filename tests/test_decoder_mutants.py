@@ -7,7 +7,6 @@ import pytest
 from llma_rag import Decoder
 from llma_rag import loop as loop_module
 from llma_rag.answer import Answer
-from llma_rag.drafting import Place
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.verification import Choice, accepted
 from tests.models import character_tokenizer, greedy, tiny_model
@@ -85,8 +84,8 @@ def test_a_missing_cut_after_an_accepted_end_token_is_caught(
     assert answer() == cut
     original = Answer.commit
 
-    def runs_on(self: Answer, token: int, place: Place | None) -> bool:
-        original(self, token, place)
+    def runs_on(self: Answer, token: int) -> bool:
+        original(self, token)
         return self.remaining > 0
 
     monkeypatch.setattr(Answer, "commit", runs_on)

@@ -6,13 +6,13 @@ from typing import Any, Self, Unpack
 
 from llma_rag.decoder import Decoder
 from llma_rag.delivery import GenerationStream
-from llma_rag.reference import References
 from llma_rag.result import (
     CopiedSpan,
     GenerationChunk,
-    GenerationOptions,
+    GenerationRequest,
     GenerationResult,
     Prompt,
+    RequestOptions,
 )
 
 
@@ -20,24 +20,14 @@ class RecordedStream:
     """A streamed answer, and what it was asked with.
 
     Attributes:
-        prompt: Text or token ids.
-        references: What the framework handed over.
-        options: Options of the call.
+        request: What the framework asked.
         text: The answer so far.
         copied_spans: Its copied spans so far.
     """
 
-    def __init__(
-        self,
-        stream: GenerationStream,
-        prompt: Prompt,
-        references: References,
-        options: GenerationOptions,
-    ) -> None:
+    def __init__(self, stream: GenerationStream, request: GenerationRequest) -> None:
         self._stream = stream
-        self.prompt = prompt
-        self.references = references
-        self.options = options
+        self.request = request
         self.text = ""
         self.copied_spans: tuple[CopiedSpan, ...] = ()
 
@@ -101,20 +91,10 @@ class RecordingDecoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.decoder, name)
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        references: References = (),
-        draft: bool = True,
-        namespace: str | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> RecordedStream:
+    def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> RecordedStream:
         """Stream an answer and keep the call."""
-        stream = self.decoder.stream(
-            prompt, references=references, draft=draft, namespace=namespace, **options
-        )
-        self._last = RecordedStream(stream, prompt, list(references), options)
+        stream = self.decoder.stream(prompt, **options)
+        self._last = RecordedStream(stream, GenerationRequest.of(prompt, options))
         return self._last
 
     def prompt_ids(self, prompt: Prompt) -> Sequence[int]:

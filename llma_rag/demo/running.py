@@ -132,9 +132,9 @@ class Demo:
 
     def _row(self, framework: str, question: str, answer: str) -> Row:
         call = self._decoder.called
-        result = call.result
-        plain = self._decoder.decoder.generate(call.prompt, draft=False, **call.options)
-        prompt = self._decoder.prompt_ids(call.prompt)
+        result, asked = call.result, call.request
+        plain = self._decoder.decoder.generate(asked.prompt, draft=False, **asked.options)
+        prompt = self._decoder.prompt_ids(asked.prompt)
         return Row(
             framework=framework,
             question=question,

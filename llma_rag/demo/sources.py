@@ -43,7 +43,7 @@ class Sources:
         found = []
         for span in call.copied_spans:
             start, end = max(span.start - shift, 0), min(span.end - shift, len(answer))
-            name = self.of(call.references[span.reference_index])
+            name = self.of(call.request.references[span.reference_index])
             if name is not None and len(answer[start:end].split()) >= MIN_WORDS:
                 found.append(SourcedSpan(start, end, name))
         return found
