@@ -37,9 +37,9 @@ __all__ = [
     "GenerationStream",
     "NonFiniteLogitsError",
     "Reference",
+    "RequestOptions",
     "closed_schema",
     "tool_call_schema",
-    "RequestOptions",
 ]
 
 _HOMES = {

@@ -245,15 +245,16 @@ class Loop:
         usable = accept_references(task.request.references)
         encoded = encode_references(self._tokenizer, usable, MAX_INDEXED_TOKENS)
         prompt, recalled, experience = task.prompt, self._recalled(task), task.experience
+        costs = self._drafting.costs(len(prompt))
         drafter = ReferenceDrafter(
             encoded.token_ids,
             prompt,
             max_draft_tokens=self._drafting.max_draft_tokens,
-            branching=self._runner.supports_trees,
+            branching=self._runner.supports_trees and (costs is None or costs.branches_pay),
             min_match_length=self._drafting.min_match_length,
             banned_tokens=self._special,
             vocab_size=self._vocab_size,
-            costs=self._drafting.costs(len(prompt)),
+            costs=costs,
             acceptance=experience.acceptance,
             successors=None if experience.recycler is None else experience.recycler.successors,
             earlier=[*self._history(task), *recalled.earlier],
