@@ -10,7 +10,7 @@ compared with the one that the same decoder writes without drafts.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -62,8 +62,7 @@ def stories(folder: Path) -> Iterator[Row]:
                 folder, dtype="float32", max_draft_tokens=nodes, recycling=recycling
             )
             if nodes == CHAIN:
-                runner = decoder._runner
-                runner.verdict = replace(runner.verdict, trees=False)
+                decoder._loop._drafters._supports_trees = False
             plain = [decoder.generate(one, draft=False, max_new_tokens=TOKENS) for one in prompts]
             references = [pieces(decoder, one) if copying else [] for one in plain]
             found = [

@@ -1,28 +1,23 @@
 """The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
 
-import warnings
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.answer import Answer
-from llma_rag.answers import AnswerStore, Recalled
-from llma_rag.costs import CostCurve
 from llma_rag.detokenizer import Detokenizer, StopStrings
-from llma_rag.drafting import Draft, Drafter, ReferenceDrafter
-from llma_rag.encoding import encode_prompt, encode_references
+from llma_rag.drafters import Drafters, Drafting
+from llma_rag.drafting import Draft
+from llma_rag.encoding import encode_prompt
 from llma_rag.engine.options import Settings, resolve
 from llma_rag.engine.prefixes import CHUNK, PrefixCache
 from llma_rag.engine.processors import build_processors
 from llma_rag.engine.step import Pass, StepRunner
-from llma_rag.experience import Experiences
 from llma_rag.grammar import Grammar, GrammarCompiler
-from llma_rag.index import MAX_INDEXED_TOKENS
-from llma_rag.provenance import Provenance, joined
-from llma_rag.reference import accept_references
+from llma_rag.provenance import joined
 from llma_rag.result import ContextOverflowError, GenerationOptions, GenerationRequest
 from llma_rag.sampling import Choose, Chooser, fresh_seed
 from llma_rag.stopping import Criteria
@@ -32,27 +27,6 @@ from llma_rag.worker import Decoding
 
 MAX_RESERVED = 1024
 """Tokens of an answer for which cache memory is taken at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drafting:
-    """How drafts are made.
-
-    Attributes:
-        max_draft_tokens: Most tokens verified in one pass (the paper's k).
-        min_match_length: Tokens that must agree before a copy is tried (the paper's n).
-        recycling: Whether requests leave experience for later ones of their namespace.
-        answers: Where finished answers are kept; None keeps none.
-        costs: What passes cost behind a prompt of so many tokens; None fills every draft.
-        peer: Makes another drafter, to compare with, from the prompt's token ids; None is ours.
-    """
-
-    max_draft_tokens: int
-    min_match_length: int
-    recycling: bool = True
-    answers: AnswerStore | None = None
-    costs: Callable[[int], CostCurve | None] = lambda _: None
-    peer: Callable[[Sequence[int]], Drafter] | None = None
 
 
 class Loop:
@@ -79,7 +53,10 @@ class Loop:
         self._vocab_size = _vocab_size(model)
         self._special = frozenset(int(one) for one in tokenizer.all_special_ids)
         self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
-        self._experiences = Experiences(banned_tokens=self._special, recycling=drafting.recycling)
+        self._drafters = Drafters(
+            tokenizer, drafting, banned_tokens=self._special, vocab_size=self._vocab_size,
+            supports_trees=runner.supports_trees,
+        )  # fmt: skip
 
     def decode(self, request: GenerationRequest) -> Decoding:
         """Decode one request: yields the passes it needs and the text it completes."""
@@ -99,7 +76,7 @@ class Loop:
             if chunk is not None:
                 yield chunk
             if answer.finish_reason is not None:
-                self._store(task)
+                self._drafters.store(task)
                 return task.result()
             self._runner.keep(step, nodes)
             _recycle(step, nodes, logits, task)
@@ -121,7 +98,7 @@ class Loop:
 
     def _task(self, request: GenerationRequest) -> Task:
         counts = Counts()
-        self._check_namespace(request)
+        self._drafters.check(request)
         if self._model.training:
             raise ValueError(
                 "`model` is in training mode, which makes its answers random; call `model.eval()`."
@@ -154,31 +131,8 @@ class Loop:
             criteria=Criteria(settings, self._model.device),
             grammar=grammar,
             counts=counts,
-            experience=self._experiences.of(request.namespace),
+            experience=self._drafters.experience(request),
         )
-
-    def _check_namespace(self, request: GenerationRequest) -> None:
-        if self._drafting.answers is not None and request.draft and not request.namespace:
-            raise ValueError(
-                "`namespace` must be a text that is not empty where answers are kept, got "
-                f"{request.namespace!r}; name whose request this is, or pass `draft=False`."
-            )
-
-    def _store(self, task: Task) -> None:
-        """Keep a finished answer for later requests of its namespace."""
-        answers, namespace = self._drafting.answers, task.request.namespace
-        if answers is None or namespace is None or not task.request.draft:
-            return
-        try:
-            answers.add(namespace, task.prompt, task.answer.token_ids)
-        except OSError as error:
-            warnings.warn(f"An answer could not be stored: {error}", stacklevel=2)
-
-    def _recalled(self, task: Task) -> Recalled:
-        answers, namespace = self._drafting.answers, task.request.namespace
-        if answers is None or namespace is None:
-            return Recalled()
-        return answers.recall(namespace, task.prompt)
 
     def _chooser(self, settings: Settings, counts: Counts, grammar: Grammar | None) -> Chooser:
         def counted(*args: Any, **arguments: Any) -> Any:
@@ -233,60 +187,12 @@ class Loop:
         def copied() -> Draft:
             if task.drafter is None:
                 peer = self._drafting.peer
-                task.drafter = self._drafter(task) if peer is None else peer(task.prompt)
+                task.drafter = self._drafters.make(task) if peer is None else peer(task.prompt)
             return task.drafter.draft(task.context, budget)
 
         if task.grammar is None:
             return copied()
         return task.grammar.draft(task.context, copied, budget)
-
-    def _drafter(self, task: Task) -> Drafter:
-        """Index the request's references; done after the first token, so as not to delay it."""
-        usable = accept_references(task.request.references)
-        encoded = encode_references(self._tokenizer, usable, MAX_INDEXED_TOKENS)
-        prompt, recalled, experience = task.prompt, self._recalled(task), task.experience
-        costs = self._drafting.costs(len(prompt))
-        drafter = ReferenceDrafter(
-            encoded.token_ids,
-            prompt,
-            max_draft_tokens=self._drafting.max_draft_tokens,
-            branching=self._runner.supports_trees and (costs is None or costs.branches_pay),
-            min_match_length=self._drafting.min_match_length,
-            banned_tokens=self._special,
-            vocab_size=self._vocab_size,
-            costs=costs,
-            acceptance=experience.acceptance,
-            successors=None if experience.recycler is None else experience.recycler.successors,
-            earlier=[*self._history(task), *recalled.earlier],
-            repeats=recalled.repeats,
-        )
-        cut = {*drafter.index.truncated, *encoded.cut} & {*range(len(usable.references))}
-        task.counts.references = {
-            "references_used": len(usable.references),
-            "references_skipped": usable.skipped,
-            "references_truncated": len(cut),
-            "reference_tokens": sum(map(len, encoded.token_ids)),
-        }
-        task.answer.trace_with(
-            Provenance(
-                usable,
-                encoded.offsets,
-                lambda count: str(
-                    self._tokenizer.decode(prompt[:count], skip_special_tokens=False)
-                ),
-            )
-        )
-        return drafter
-
-    def _history(self, task: Task) -> Sequence[Sequence[int]]:
-        """Return the token ids of earlier turns that do not stand in the prompt."""
-        history = accept_references(task.request.history)
-        if not history.references:
-            return ()
-        prompt = self._tokenizer.decode(task.prompt, skip_special_tokens=False)
-        missing = (one.text for one in history.references if one.text.strip() not in prompt)
-        texts = accept_references(missing)
-        return encode_references(self._tokenizer, texts, MAX_INDEXED_TOKENS).token_ids
 
 
 def _recycle(step: Pass, nodes: Sequence[int], logits: torch.Tensor, task: Task) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from llma_rag import Reference, decoder, detokenizer, grammar, loop, sampling
+from llma_rag import Reference, decoder, detokenizer, drafters, grammar, loop, sampling
 from llma_rag.answer import Answer
 from llma_rag.engine import options, probe, processors, twin
 from llma_rag.engine.options import Settings
@@ -29,7 +29,7 @@ from tests import test_probe as probes
 
 _end, _over, _criteria = Answer.end, Chooser.over, Criteria.__call__
 _gumbel, _resolve = sampling.gumbel, loop.resolve
-_encode, _retrieved = loop.encode_references, list[Reference]()
+_encode, _retrieved = drafters.encode_references, list[Reference]()
 
 
 def eager(self: Chooser, logits: torch.Tensor, context: Sequence[int]) -> Callable[[int], int]:
@@ -159,7 +159,7 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], Any]]] = {
         lambda: texts.test_T24_odd_text_is_copied_as_it_is("joined emoji"),
     ),
     "references outlive their request": (
-        loop, "encode_references", of_all_requests,
+        drafters, "encode_references", of_all_requests,
         requests.test_T32_nothing_of_one_tenant_is_drafted_or_cited_for_another,
     ),
     "exchanged modules are not noticed": (

@@ -10,6 +10,7 @@ import pytest
 from llma_rag import AnswerStore, Decoder, GenerationResult, loop
 from llma_rag.acceptance import RECYCLED_RANKS
 from llma_rag.answers import Recalled
+from llma_rag.drafters import Drafters
 from llma_rag.drafting import ReferenceDrafter
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.experience import MAX_NAMESPACES, Experience, Experiences
@@ -279,19 +280,19 @@ MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], Any]]] = {
         test_recycling_saves_passes_where_nothing_can_be_copied,
     ),
     "nothing is stored": (
-        loop.Loop, "_store", lambda *_: None,
+        Drafters, "store", lambda *_: None,
         test_an_exact_repeat_takes_few_passes_and_cites_nothing,
     ),
     "repeats are not recalled": (
-        loop.Loop, "_recalled", lambda *_: Recalled(),
+        Drafters, "_recalled", lambda *_: Recalled(),
         test_an_exact_repeat_takes_few_passes_and_cites_nothing,
     ),
     "earlier turns are ignored": (
-        loop.Loop, "_history", lambda *_: (),
+        Drafters, "_history", lambda *_: (),
         test_earlier_turns_that_a_template_dropped_are_copied_and_never_cited,
     ),
     "namespaces need no name": (
-        loop.Loop, "_check_namespace", lambda *_: None,
+        Drafters, "check", lambda *_: None,
         lambda: test_a_namespace_must_be_named_where_answers_are_kept(None),
     ),
 }  # fmt: skip
