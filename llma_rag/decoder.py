@@ -73,7 +73,8 @@ class Decoder:
             prefix_cache_bytes: Memory for keys and values of prompts' beginnings, which later
                 requests of the same namespace need not compute again; 0 keeps nothing.
             recycling: Draft also what the model held likely after the same token before, in this
-                request or an earlier one of its namespace. False keeps nothing of a request once
+                request or an earlier one of its namespace, where the costs of passes are measured
+                (from 20 million parameters on). False keeps nothing of a request once
                 it has ended, for tenants that must not share even pairs of tokens.
             answers: Keeps finished answers, to be copied from in later requests of the same
                 namespace, which every request must then name. None keeps none.

@@ -26,7 +26,8 @@ class Drafting:
         min_match_length: Tokens that must agree before a copy is tried (the paper's n).
         recycling: Whether requests leave experience for later ones of their namespace.
         answers: Where finished answers are kept; None keeps none.
-        costs: What passes cost behind a prompt of so many tokens; None fills every draft.
+        costs: What passes cost behind a prompt of so many tokens. None fills every draft with a
+            copy, without branches or recycled tokens: whether those pay is not known.
         peer: Makes another drafter, to compare with, from the prompt's token ids; None is ours.
     """
 
@@ -55,7 +56,10 @@ class Drafters:
         self._banned_tokens = banned_tokens
         self._vocab_size = vocab_size
         self._supports_trees = supports_trees
-        self._experiences = Experiences(banned_tokens=banned_tokens, recycling=drafting.recycling)
+        self._experiences = Experiences(
+            banned_tokens=banned_tokens,
+            recycling=drafting.recycling and drafting.costs(0) is not None,
+        )
 
     def experience(self, request: GenerationRequest) -> Experience:
         """Return the experience with requests of this one's namespace."""
@@ -93,7 +97,7 @@ class Drafters:
             encoded.token_ids,
             prompt,
             max_draft_tokens=self._drafting.max_draft_tokens,
-            branching=self._supports_trees and (costs is None or costs.branches_pay),
+            branching=self._supports_trees and costs is not None and costs.branches_pay,
             min_match_length=self._drafting.min_match_length,
             banned_tokens=self._banned_tokens,
             vocab_size=self._vocab_size,

@@ -38,6 +38,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models are not measured; let their passes cost the same at any width."""
+    monkeypatch.setattr(Calibration, "curve", lambda *_: CostCurve({1: 1.0, 64: 1.0}))
+
+
 def scripted(script: list[int], **options: Any) -> Decoder:
     """Return a decoder of a model that answers `script` to any prompt."""
     return Decoder(ScriptedModel(script), byte_tokenizer(), **options)
@@ -119,6 +125,13 @@ def test_without_recycling_nothing_outlives_a_request() -> None:
     first, second = (ask(decoder, ONE, namespace="a").stats for _ in range(2))
     assert first.forward_passes == second.forward_passes
     assert first.drafted_tokens == second.drafted_tokens
+
+
+def test_nothing_is_recycled_where_costs_are_not_known(monkeypatch) -> None:
+    monkeypatch.setattr(Calibration, "curve", lambda *_: None)
+    decoder = scripted(LETTERS)
+    for prompt in (ONE, TWO, ONE):
+        assert ask(decoder, prompt).stats.drafted_tokens == 0
 
 
 def test_plain_decoding_leaves_nothing_behind() -> None:
@@ -246,9 +259,9 @@ def test_trees_are_drafted_where_the_engine_takes_them_and_they_pay(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(StepRunner, "supports_trees", False)
         assert not branches(Decoder(model, tokenizer))
-    curve = CostCurve({1: 1.0, 32: 1.0}, branching=1.0)
-    monkeypatch.setattr(Calibration, "curve", lambda *_: curve)
-    assert not branches(Decoder(model, tokenizer))
+    for curve in (None, CostCurve({1: 1.0, 64: 1.0}, branching=1.0)):
+        monkeypatch.setattr(Calibration, "curve", lambda *_, one=curve: one)
+        assert not branches(Decoder(model, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["reference", "max_tokens", "prompt_ids"])
