@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.answers import AnswerStore
 from llma_rag.delivery import AsyncGenerationStream, FutureSink, GenerationStream
+from llma_rag.drafters import Drafting
 from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
 from llma_rag.engine.load import LoadOptions, context_length, load
@@ -20,7 +21,7 @@ from llma_rag.engine.options import check_names
 from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
 from llma_rag.engine.step import StepRunner
-from llma_rag.loop import Drafting, Loop
+from llma_rag.loop import Loop
 from llma_rag.result import (
     GenerationOptions,
     GenerationRequest,

@@ -11,8 +11,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from llma_rag.bench import peers
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.decoder import Decoder
+from llma_rag.drafters import Drafting
 from llma_rag.drafting import Drafter
-from llma_rag.loop import Drafting, Loop
+from llma_rag.loop import Loop
 from llma_rag.result import (
     GenerationChunk,
     GenerationOptions,
