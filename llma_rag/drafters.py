@@ -1,4 +1,4 @@
-"""Make the drafter of each request out of all that it may copy from; no tensors, no model."""
+"""Make the drafter of each request out of all that it may copy from, and keep what it leaves."""
 
 import warnings
 from collections.abc import Callable, Sequence
