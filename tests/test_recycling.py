@@ -22,7 +22,7 @@ from llma_rag.testing import SPECIAL_TOKENS, ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
 
 SPECIAL = len(SPECIAL_TOKENS)
-LETTERS = list(range(SPECIAL + 33, SPECIAL + 33 + 60))
+LETTERS = list(range(SPECIAL + 33, SPECIAL + 33 + 40))
 """An answer in which nothing repeats, so that only earlier answers or turns can be copied."""
 
 ONE, TWO = [200, 201], [202, 203]
@@ -193,7 +193,7 @@ def test_an_unfinished_answer_is_not_stored() -> None:
     with decoder.stream(ONE, namespace="a", max_new_tokens=len(LETTERS)) as stream:
         next(stream)
     ask(decoder, TWO, namespace="a")
-    assert [len(one) for one in answers.recall("a", [1]).earlier] in ([60], [60, 60])
+    assert [len(one) for one in answers.recall("a", [1]).earlier] in ([40], [40, 40])
     assert all(one == tuple(LETTERS) for one in answers.recall("a", [1]).earlier)
 
 
