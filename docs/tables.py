@@ -300,6 +300,24 @@ def llama_index_service(measured: dict[str, Any]) -> str:
     return _table(heads, lines) + _origin(measured)
 
 
+def recycling_table(measured: dict[str, Any]) -> str:
+    """Return what recycling yields with the models' own choices, one line per way."""
+    lines = [
+        [
+            row["model"],
+            row["drafts"],
+            row["way"],
+            str(row["tokens"]),
+            str(row["forwards"]),
+            f"{row['tokens_per_forward']:.2f}",
+            f"{row['identical']} of {row['answers']}",
+        ]
+        for row in measured["rows"]
+    ]
+    heads = "model|drafts|way|tokens|forward passes|tokens per forward|identical"
+    return _table(heads.split("|"), lines) + _origin(measured)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bf16-table": bf16_table,
     "demo-answer": demo_answer,
@@ -319,6 +337,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "llama-index-capture": llama_index_capture,
     "llama-index-defects": llama_index_defects,
     "llama-index-service": llama_index_service,
+    "recycling-table": recycling_table,
     "replay-table": replay_table,
 }
 NEEDS: dict[str, tuple[str, ...]] = {
