@@ -64,29 +64,22 @@ class Row:
 def stories(folder: Path) -> Iterator[Row]:
     """Yield a row for chains and trees in each way; passes are taken to cost the same."""
     prompts = [f"{beginning} {name}" for name in NAMES for beginning in BEGINNINGS]
+    first = Decoder.from_pretrained(folder, dtype="float32")
+    plain = [first.generate(one, draft=False, max_new_tokens=TOKENS) for one in prompts]
     for nodes, branching in ((CHAIN, BRANCHES_COST), (TREE, 0.0)):
         costs = CostCurve({1: 1.0, 64: 1.0}, branching)
-        with patch.object(Calibration, "curve", return_value=costs):
-            for way, (recycling, copying) in WAYS.items():
-                decoder = Decoder.from_pretrained(
-                    folder, dtype="float32", max_draft_tokens=nodes, recycling=recycling
+        for way, (recycling, copying) in WAYS.items():
+            with patch.object(Calibration, "curve", return_value=costs):
+                decoder = Decoder(
+                    first.model, first.tokenizer, max_draft_tokens=nodes, recycling=recycling
                 )
-                found, plain = _answers(decoder, prompts, copying)
-                drafts = f"{'tree' if nodes == TREE else 'chain'} of {nodes}"
-                yield _row("stories260K", way, drafts, found, plain)
-
-
-def _answers(
-    decoder: Decoder, prompts: Sequence[str], copying: bool
-) -> tuple[list[GenerationResult], list[GenerationResult]]:
-    """Return all answers with drafts and without."""
-    plain = [decoder.generate(one, draft=False, max_new_tokens=TOKENS) for one in prompts]
-    references = [pieces(decoder, one) if copying else [] for one in plain]
-    found = [
-        decoder.generate(prompt, references=given, max_new_tokens=TOKENS)
-        for prompt, given in zip(prompts, references, strict=True)
-    ]
-    return found, plain
+            references = [pieces(decoder, one) if copying else [] for one in plain]
+            found = [
+                decoder.generate(prompt, references=given, max_new_tokens=TOKENS)
+                for prompt, given in zip(prompts, references, strict=True)
+            ]
+            drafts = f"{'tree' if nodes == TREE else 'chain'} of {nodes}"
+            yield _row("stories260K", way, drafts, found, plain)
 
 
 def pieces(decoder: Decoder, answer: GenerationResult) -> list[Reference]:

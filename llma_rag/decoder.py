@@ -75,8 +75,8 @@ class Decoder:
                 requests of the same namespace need not compute again; 0 keeps nothing.
             recycling: Draft also what the model held likely after the same token before, in this
                 request or an earlier one of its namespace, where the costs of passes are measured
-                (from 20 million parameters on). False keeps nothing of a request once
-                it has ended, for tenants that must not share even pairs of tokens.
+                (from 20 million parameters on). False learns anew with each request, for tenants
+                that must not share even pairs of tokens.
             answers: Keeps finished answers, to be copied from in later requests of the same
                 namespace, which every request must then name. None keeps none.
 

@@ -61,7 +61,7 @@ class RequestOptions(GenerationOptions, total=False):
         history: Earlier turns of the conversation, needed only where the prompt does not hold them
             as they were (a chat template that drops or shortens them): they may be copied, and are
             never cited. Turns in the prompt are found there and need no second copy.
-        draft: False decodes plainly, one token per forward pass, and leaves nothing behind.
+        draft: False decodes plainly, one token per forward pass, and leaves nothing to draft from.
         namespace: Whose request this is; nothing that outlives it crosses namespaces.
     """
 
