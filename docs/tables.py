@@ -247,17 +247,42 @@ def engine_table(measured: dict[str, Any]) -> str:
         for row in measured["rows"]
     ]
     heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|`generate`|plain"
+    return _table([*heads.split("|")], lines) + _engine_notes(measured)
+
+
+def engine_summary(measured: dict[str, Any]) -> str:
+    """Return how many times quicker than each arm answers with drafts come."""
+    others = ("hf-greedy", "hf-prompt-lookup", "plain")
+    lines = [
+        [
+            row["dtype"],
+            row["work"],
+            f"{row['tokens_per_forward']:.2f}",
+            *(_interval(row["tpot_ratio"].get(other)) for other in others),
+        ]
+        for row in measured["rows"]
+        if row["arm"] == "llma"
+    ]
+    heads = "dtype|answers|tokens per forward|`generate`|its prompt lookup|our plain decoding"
+    return _table(heads.split("|"), lines) + _engine_notes(measured)
+
+
+def _engine_notes(measured: dict[str, Any]) -> str:
     run = measured["rows"][0]["run"]
     return (
-        _table([*heads.split("|")], lines)
-        + f"\n{run['threads']} threads, {run['prompts']} prompts, at most {run['tokens']} tokens. "
-        "Milliseconds per token are those after the first; the last two columns say how many times "
-        "quicker than these arms (median over prompts, 95 % interval).\n" + _origin(measured)
+        f"\n{run['threads']} threads, at most {run['prompts']} prompts of up to {run['tokens']} "
+        "tokens. Times are those after the first token; the last columns say how many times "
+        "quicker than these arms (median over prompts, 95 % interval; no interval: one prompt).\n"
+        + _origin(measured)
     )
 
 
 def _interval(ratio: dict[str, Any] | None) -> str:
-    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
+    if not ratio:
+        return ""
+    if ratio["low"] == ratio["high"]:
+        return f"{ratio['median']:.2f}"
+    return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 def llama_index_capture(measured: dict[str, Any]) -> str:
@@ -333,6 +358,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "drafting-sets": drafting_sets,
     "drafting-speed": drafting_speed,
     "drafting-time": drafting_time,
+    "engine-summary": engine_summary,
     "engine-table": engine_table,
     "llama-index-capture": llama_index_capture,
     "llama-index-defects": llama_index_defects,

@@ -72,9 +72,8 @@ class CostCurve:
     def branches_pay(self) -> bool:
         """Whether drafts should be trees.
 
-        On recorded answers trees yield 7 % more per unit of time than chains where a further token
-        costs 0.5 % of a pass, 2.5 % at 2 %, 1 % at 5 %, nothing from 10 % on: about
-        `TREE_GAIN / margin`, which has to pay for branching.
+        What a tree yields beyond a chain shrinks as further tokens cost more: on recorded answers
+        about as `TREE_GAIN / margin`, which has to pay for branching.
 
         >>> CostCurve.linear(0.02, branching=0.01).branches_pay
         True

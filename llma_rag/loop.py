@@ -19,7 +19,7 @@ from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.grammar import Grammar, GrammarCompiler
 from llma_rag.provenance import joined
 from llma_rag.result import ContextOverflowError, GenerationOptions, GenerationRequest
-from llma_rag.sampling import Choose, Chooser, fresh_seed
+from llma_rag.sampling import Choose, Chooser, fresh_seed, likeliest
 from llma_rag.stopping import Criteria
 from llma_rag.task import Counts, Task
 from llma_rag.verification import accepted
@@ -203,8 +203,7 @@ def _recycle(step: Pass, nodes: Sequence[int], logits: torch.Tensor, task: Task)
     refused = set(range(len(step.drafted))).difference(nodes)
     order = [*(1 + node for node in sorted(refused)), 0, *(1 + node for node in nodes)]
     tokens = (step.committed[-1], *step.drafted)
-    best = logits.topk(min(recycler.width, logits.shape[-1])).indices
-    recycler.observe([tokens[row] for row in order], best.cpu().numpy()[order])
+    recycler.observe([tokens[row] for row in order], likeliest(logits, recycler.width)[order])
 
 
 def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:

@@ -16,6 +16,9 @@ NOISE_RANGE = 42.0
 GROWTH = 512
 """Tokens by which `InputIds` is enlarged at least."""
 
+BLOCK = 64
+"""Logits that `likeliest` looks at together; up to 63 at the end of a vocabulary are left out."""
+
 Choose = Callable[[int], int]
 """Gives the model's token after a draft node; `-1` stands for the end of the context."""
 
@@ -130,6 +133,27 @@ def greedy(logits: torch.Tensor, context: Sequence[int]) -> Choose:
     return choose
 
 
+def likeliest(logits: torch.Tensor, count: int) -> np.ndarray:
+    """Return the ids of the `count` largest logits of each row, largest first, shape (rows, count).
+
+    They lie in the `count` blocks with the largest maxima; finding those first is quicker than
+    `topk` over a large vocabulary.
+
+    >>> likeliest(torch.tensor([[0.1, 0.9, 0.5]]), 2).tolist()
+    [[1, 2]]
+    """
+    rows, size = logits.shape
+    if size < 4 * BLOCK * count:
+        ids = logits.topk(min(count, size)).indices
+        return np.asarray(ids.cpu())
+    whole = logits[:, : size - size % BLOCK].reshape(rows, -1, BLOCK)
+    blocks = whole.amax(-1).topk(count).indices
+    inside = whole.gather(1, blocks[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, -1)
+    best = inside.topk(count).indices
+    ids = blocks.gather(1, best // BLOCK) * BLOCK + best % BLOCK
+    return np.asarray(ids.cpu())
+
+
 def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
     """Return Gumbel noise, float64, that depends on seed, position and token alone.
 
@@ -137,7 +161,7 @@ def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
     Random numbers come from SplitMix64 (doi:10.1145/2660193.2660195) started at a hash of seed and
     position; a token's number is the stream's output of that index.
 
-    >>> gumbel(1, 7, np.array([3, 5]))[1] == gumbel(1, 7, np.array([5]))[0]
+    >>> bool(gumbel(1, 7, np.array([3, 5]))[1] == gumbel(1, 7, np.array([5]))[0])
     True
     """
     digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llma_rag import AnswerStore, Decoder, GenerationResult, loop
 from llma_rag.acceptance import RECYCLED_RANKS
@@ -18,6 +19,7 @@ from llma_rag.engine.calibration import Calibration
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.experience import MAX_NAMESPACES, Experience, Experiences
 from llma_rag.recycling import WIDTH, Recycler
+from llma_rag.sampling import likeliest
 from llma_rag.testing import SPECIAL_TOKENS, ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
 
@@ -68,6 +70,15 @@ def test_the_table_is_bounded_and_keeps_the_latest_successors_of_a_token() -> No
     with pytest.raises(ValueError, match="`width` must be at least 1"):
         Recycler(width=0)
     assert WIDTH <= RECYCLED_RANKS
+
+
+def test_the_likeliest_tokens_are_those_of_topk() -> None:
+    """Two looks, at blocks and inside them, find what one look at the whole row finds."""
+    torch.manual_seed(0)
+    for size in (5, 64, 2047, 2048, 32_000, 50_257 - 50_257 % 64):
+        logits = torch.randn(3, size)
+        count = min(WIDTH, size)
+        assert likeliest(logits, WIDTH).tolist() == logits.topk(count).indices.tolist()
 
 
 def test_special_tokens_stay_out_of_the_table() -> None:
