@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -37,6 +37,24 @@ def main() -> None:
         return
     traces = tokenised([arguments.traces], tokenizer=arguments.tokenizer)
     write("replay", [row.to_json() for row in replay(traces, drafters=list(DRAFTERS), budget=20)])
+
+
+def write_parts(
+    document: str | None,
+    prefix: str,
+    parts: dict[str, Callable[[list[str]], list[dict[str, Any]]]],
+    packages: Sequence[str],
+) -> None:
+    """Measure the parts named on the command line, under this and further interpreters."""
+    parser = argparse.ArgumentParser(
+        description=document, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", choices=parts)
+    parser.add_argument("--python", action="append", default=[], help="a further interpreter")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        rows = parts[part]([sys.executable, *arguments.python])
+        write(f"{prefix}-{part}", rows, packages=packages)
 
 
 def write(name: str, rows: list[dict[str, Any]], packages: Sequence[str] = ()) -> None:

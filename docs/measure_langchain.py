@@ -9,11 +9,9 @@
 - `cost`: what capture costs a chain, on a machine with nothing else to do.
 """
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from measure import write
+from measure import write_parts
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path("integrations/langchain/tests")
@@ -34,15 +32,7 @@ STANDARD = {
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="+", choices=PARTS)
-    parser.add_argument("--python", action="append", default=[], help="a further interpreter")
-    arguments = parser.parse_args()
-    for part in arguments.parts:
-        rows = PARTS[part]([sys.executable, *arguments.python])
-        write(f"langchain-{part}", rows, packages=LANGCHAIN)
+    write_parts(__doc__, "langchain", PARTS, LANGCHAIN)
 
 
 def probes(pythons: list[str]) -> list[dict[str, Any]]:

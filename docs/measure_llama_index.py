@@ -10,16 +10,14 @@
 The last two want a machine, or a core, with nothing else to do.
 """
 
-import argparse
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import write
+from measure import write_parts
 
 ROOT = Path(__file__).parents[1]
 TESTS = "integrations.llama_index.tests"
@@ -28,15 +26,7 @@ PACKAGES = ("llama-index-core", "llama-index-workflows", "llama-index-llms-huggi
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="+", choices=PARTS)
-    parser.add_argument("--python", action="append", default=[], help="a further interpreter")
-    arguments = parser.parse_args()
-    for part in arguments.parts:
-        rows = PARTS[part]([sys.executable, *arguments.python])
-        write(f"llama-index-{part}", rows, packages=PACKAGES)
+    write_parts(__doc__, "llama-index", PARTS, PACKAGES)
 
 
 def defects(pythons: list[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,156 @@
+"""Tables of losslessness, drafting and the engine's times."""
+
+from typing import Any
+
+from cells import interval, origin, section, table, with_interval
+
+
+def losslessness_table(measured: dict[str, Any]) -> str:
+    """Return in which settings drafting changes no token, ours and transformers' prompt lookup."""
+    ordered = sorted(measured["rows"], key=lambda row: str(row["row"]))
+    lines = [[row[name] for name in ("row", "what", "ours", "peer")] for row in ordered]
+    return table(["row", "setting", "ours", "prompt lookup"], lines) + origin(measured)
+
+
+def bf16_table(measured: dict[str, Any]) -> str:
+    """Return how often drafts change a sequence, by dtype and way to draft."""
+    lines = [
+        [
+            row["dtype"],
+            row["way"],
+            f"{row['changed']} of {row['sequences']}",
+            f"{row['tokens'] / row['forward_passes']:.2f}",
+            f"{1000 * row['changed'] / row['tokens_before_a_change']:.1f}",
+        ]
+        for row in measured["rows"]
+    ]
+    heads = ["dtype", "drafts copy", "sequences changed", "tokens per forward"]
+    return table([*heads, "changes per 1,000 tokens"], lines) + origin(measured)
+
+
+def drafting_nodes(measured: dict[str, Any]) -> str:
+    """Return tokens per forward pass by node budget."""
+    found, origin = section(measured, "tokens_per_forward")
+    ours = list(next(iter(found.values())))
+    lines = [
+        [budget, *(with_interval(row[name]) for name in ours)] for budget, row in found.items()
+    ]
+    return table(["draft", *(f"`{name}`" for name in ours)], lines) + origin
+
+
+def drafting_speed(measured: dict[str, Any]) -> str:
+    """Return S(c) of ours and of the peers, tuned, and of the same settings on other sets."""
+    ours, origin = section(measured, "speed_ups")
+    peers, _ = section(measured, "peers")
+    lines = []
+    for cost, found in peers.items():
+        rows = {**{f"**{name}**": row for name, row in ours[cost].items()}, **found}
+        best = {part: max(row[part] for row in found.values()) for part in ("dev", "test")}
+        lines += [
+            [
+                cost,
+                name.replace(":", ": ").replace(",", ", "),
+                *(f"{row[part]:.3f} ({row[part] / best[part] - 1:+.1%})" for part in best),
+            ]
+            for name, row in rows.items()
+        ]
+    heads = ["c", "drafter", "S(c), tuned sets", "S(c), test sets"]
+    return table(heads, lines) + origin
+
+
+def drafting_sets(measured: dict[str, Any]) -> str:
+    """Return S(c) of ours on every set, the controls included."""
+    found, origin = section(measured, "speed_ups")
+    controls, _ = section(measured, "controls")
+    rows = {**found["sets"], **{name: row["llma-rag"] for name, row in controls.items()}}
+    costs = list(next(iter(rows.values())))
+    lines = [[name, *(f"{row[cost]:.3f}" for cost in costs)] for name, row in rows.items()]
+    return table(["set", *(f"S({cost})" for cost in costs)], lines) + origin
+
+
+def drafting_answers(measured: dict[str, Any]) -> str:
+    """Return tokens per forward pass with earlier answers."""
+    found, origin = section(measured, "answer_store")
+    lines = [[name, str(row["answers"]), with_interval(row)] for name, row in found.items()]
+    return table(["earlier answers", "answers", "tokens per forward"], lines) + origin
+
+
+def drafting_time(measured: dict[str, Any]) -> str:
+    """Return the time of a drafting step with 64k tokens of context."""
+    found, origin = section(measured, "step_time")
+    lines = [
+        [name, *(f"{row[key]:.0f}" for key in ("step_us_p50", "step_us_p99", "build_ms"))]
+        for name, row in found.items()
+    ]
+    return table(["drafter", "step p50, us", "step p99, us", "build, ms"], lines) + origin
+
+
+def drafting_hostile(measured: dict[str, Any]) -> str:
+    """Return what misleading references cost."""
+    found, origin = section(measured, "hostile")
+    lines = [[name.replace("_", " "), str(value)] for name, value in found.items()]
+    return table(["hostile references, c = 0.05", ""], lines) + origin
+
+
+def engine_table(measured: dict[str, Any]) -> str:
+    """Return times of every arm, after the first token, with ratios to two of them."""
+    lines = [
+        [
+            row["shape"],
+            row["dtype"],
+            row["work"],
+            row["arm"],
+            f"{row['tpot_ms']:.1f}",
+            f"{row['ttft_ms']:.0f}",
+            f"{row['tokens_per_forward']:.2f}",
+            *(interval(row["tpot_ratio"].get(other)) for other in ("hf-greedy", "plain")),
+        ]
+        for row in measured["rows"]
+    ]
+    heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|`generate`|plain"
+    return table([*heads.split("|")], lines) + _engine_notes(measured)
+
+
+def engine_summary(measured: dict[str, Any]) -> str:
+    """Return how many times quicker than each arm answers with drafts come."""
+    others = ("hf-greedy", "hf-prompt-lookup", "plain")
+    lines = [
+        [
+            row["dtype"],
+            row["work"],
+            f"{row['tokens_per_forward']:.2f}",
+            *(interval(row["tpot_ratio"].get(other)) for other in others),
+        ]
+        for row in measured["rows"]
+        if row["arm"] == "llma"
+    ]
+    heads = "dtype|answers|tokens per forward|`generate`|its prompt lookup|our plain decoding"
+    return table(heads.split("|"), lines) + _engine_notes(measured)
+
+
+def _engine_notes(measured: dict[str, Any]) -> str:
+    run = measured["rows"][0]["run"]
+    return (
+        f"\n{run['threads']} threads, at most {run['prompts']} prompts of up to {run['tokens']} "
+        "tokens. Times are those after the first token; the last columns say how many times "
+        "quicker than these arms (median over prompts, 95 % interval; no interval: one prompt).\n"
+        + origin(measured)
+    )
+
+
+def recycling_table(measured: dict[str, Any]) -> str:
+    """Return what recycling yields with the models' own choices, one line per way."""
+    lines = [
+        [
+            row["model"],
+            row["drafts"],
+            row["way"],
+            str(row["tokens"]),
+            str(row["forwards"]),
+            f"{row['tokens_per_forward']:.2f}",
+            f"{row['identical']} of {row['answers']}",
+        ]
+        for row in measured["rows"]
+    ]
+    heads = "model|drafts|way|tokens|forward passes|tokens per forward|identical"
+    return table(heads.split("|"), lines) + origin(measured)
