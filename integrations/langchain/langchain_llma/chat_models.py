@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import (
     BaseChatModel,
     LangSmithParams,
     LanguageModelInput,
+    ModelProfile,
 )
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
@@ -33,9 +34,6 @@ from langchain_llma.structured import (
     parser_of,
     with_raw,
 )
-
-if TYPE_CHECKING:  # core before 1.1 knows no profiles
-    from langchain_core.language_models import ModelProfile
 
 _BATCH_THREADS = 64
 """Requests of one `batch` that wait in the engine at the same time."""
@@ -89,7 +87,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         told = {name: value for name, value in kwargs.items() if name not in _NOT_TRACED}
         return super()._get_invocation_params(stop=stop, **told)
 
-    def _resolve_model_profile(self) -> "ModelProfile | None":
+    def _resolve_model_profile(self) -> ModelProfile | None:
         return profile_of(self.model, self.chat_template)
 
     def get_num_tokens_from_messages(

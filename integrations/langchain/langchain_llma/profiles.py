@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from langchain_core.language_models import ModelProfile
 
 from langchain_llma.prompts import knows_tools
 
-if TYPE_CHECKING:  # core before 1.1 knows no profiles
-    from langchain_core.language_models import ModelProfile
 
-
-def profile_of(model: str, chat_template: str | None = None) -> "ModelProfile":
+def profile_of(model: str, chat_template: str | None = None) -> ModelProfile:
     """Return the profile of a local model, or of one already in the hub's local cache.
 
     Reads `config.json` and the chat template; asks no network. What cannot be known is left out.

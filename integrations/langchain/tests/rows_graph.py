@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
-from langchain_core.runnables import Runnable
 from pydantic import BaseModel
 
 from integrations.langchain.tests.matrix import Bench, Expected, Rows, drained, filled, run
@@ -14,7 +13,6 @@ from integrations.langchain.tests.probes import QUESTION, UserRetriever, joined,
 
 ROWS = Rows("langgraph")
 AGENTS = ("langchain",)
-V3 = () if hasattr(Runnable, "stream_events") else ("langchain_core with stream_events",)
 
 
 class State(TypedDict):
@@ -103,7 +101,7 @@ def graph_messages(bench: Bench) -> Expected:
     return of("u1")
 
 
-@ROWS.add("LangGraph: stream_events v3", *V3)
+@ROWS.add("LangGraph: stream_events v3")
 def graph_v3(bench: Bench) -> Expected:
     graph = _graph(bench.chat(streams=True), UserRetriever().invoke)
     list(graph.stream_events({"q": "u1"}, version="v3"))

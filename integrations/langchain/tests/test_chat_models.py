@@ -301,7 +301,7 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
         dumpd(llm),
         secrets_map={"HF_TOKEN": "top secret"},
         valid_namespaces=["langchain_llma"],
-        **({"allowed_objects": [ChatLLMA]} if CORE >= (1, 2) else {}),
+        allowed_objects=[ChatLLMA],
     )
     assert isinstance(restored, ChatLLMA)
     assert restored.temperature == 0.5
@@ -318,7 +318,6 @@ def test_token_counts_are_the_models_own(decoder: ProbeDecoder) -> None:
     assert chat(decoder, custom_get_token_ids=lambda text: [1]).get_num_tokens("abc") == 1
 
 
-@pytest.mark.skipif(CORE < (1, 1), reason="core before 1.1 knows no profiles")
 def test_profile(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 2048}')
     profile = ChatLLMA(model=tmp_path).profile
@@ -331,7 +330,6 @@ def test_profile(tmp_path: Any) -> None:
     assert "max_input_tokens" not in (ChatLLMA(model=tmp_path).profile or {})
 
 
-@pytest.mark.skipif(CORE < (1, 1), reason="core before 1.1 knows no profiles")
 @pytest.mark.parametrize(("template", "calls"), [("{{ messages }}", False), (TEMPLATE, True)])
 def test_the_profile_knows_the_templates_tools(tmp_path: Any, template: str, calls: bool) -> None:
     told = json.dumps({"chat_template": template})

@@ -75,7 +75,6 @@ async def test_every_way_of_delivery(quoting: ProbeDecoder, version: str) -> Non
 
 
 def test_events_of_version_3(quoting: ProbeDecoder) -> None:
-    pytest.importorskip("langchain_protocol", reason="core before 1.5 has no v3 events")
     pytest.importorskip("langchain_tests", reason="it judges the events")
     from langchain_tests.utils.stream_lifecycle import assert_valid_event_stream
 
