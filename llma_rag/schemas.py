@@ -1,10 +1,9 @@
 """JSON schemas that hold a model's answer to a tool call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
-_REFERENCE = "#/$defs/"
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Keywords whose value holds schemas under names of its own."""
 
@@ -20,62 +19,79 @@ def closed_schema(schema: Any) -> Any:
     >>> closed_schema({"type": "object", "properties": {}})["additionalProperties"]
     False
     """
-    if isinstance(schema, list):
-        return [closed_schema(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _closed_value(key, value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        closed.setdefault("additionalProperties", False)
-    return closed
+    return _changed(schema, _closed)
 
 
-def _closed_value(key: str, value: Any) -> Any:
-    if key in _DATA:
-        return value
-    if key in _NAMED and isinstance(value, dict):
-        return {name: closed_schema(part) for name, part in value.items()}
-    return closed_schema(value)
-
-
-def tool_call_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def tool_call_schema(
+    tools: Sequence[Mapping[str, Any]], answer: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the JSON schema of a call of one of `tools`, at least one, in OpenAI's notation.
 
-    A call is an object of `name` and `arguments`. Definitions that a tool's parameters refer to
-    move to the top, where such references look for them.
+    A call is an object of `name` and `arguments`. What refers to another place of its schema, as to
+    its definitions, refers to where that place is now.
+
+    Args:
+        tools: The tools.
+        answer: Schema of an answer that may be given instead of a call.
 
     >>> call = tool_call_schema([{"type": "function", "function": {"name": "now"}}])
     >>> call["properties"]["name"], call["required"]
     ({'const': 'now'}, ['name', 'arguments'])
     """
-    definitions: dict[str, Any] = {}
-    calls = [_call(tool["function"], definitions) for tool in tools]
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**schema, "$defs": definitions} if definitions else schema
+    options = [_call(tool["function"]) for tool in tools]
+    if answer is not None:
+        options.append(closed_schema(answer))
+    if len(options) == 1:
+        return options[0]
+    return {
+        "anyOf": [_moved(option, f"#/anyOf/{place}") for place, option in enumerate(options)],
+    }
 
 
-def _call(function: Mapping[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a call of one function; add what it refers to to `definitions`."""
-    name = function["name"]
-    arguments = _renamed(closed_schema(dict(function.get("parameters") or _NO_ARGUMENTS)), name)
-    for key, definition in arguments.pop("$defs", {}).items():
-        definitions[f"{name}.{key}"] = definition
+def _call(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a call of one function."""
+    parameters = closed_schema(dict(function.get("parameters") or _NO_ARGUMENTS))
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, "arguments": arguments},
+        "properties": {
+            "name": {"const": function["name"]},
+            "arguments": _moved(parameters, "#/properties/arguments"),
+        },
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
 
 
-def _renamed(schema: Any, owner: str) -> Any:
-    """Return a schema that refers to definitions by `owner`'s name: two tools may use one name."""
+def _moved(schema: Any, place: str) -> Any:
+    """Return a schema that stood alone and now stands at `place`, a JSON pointer."""
+
+    def moved(part: dict[str, Any]) -> dict[str, Any]:
+        target = part.get("$ref")
+        if not isinstance(target, str) or not target.startswith("#"):
+            return part
+        return part | {"$ref": place + target.removeprefix("#")}
+
+    return _changed(schema, moved)
+
+
+def _closed(part: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(part.get("properties"), dict):
+        return part
+    return {"additionalProperties": False} | part
+
+
+def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Return a schema after `change` of every schema in it, the inner ones first."""
     if isinstance(schema, list):
-        return [_renamed(part, owner) for part in schema]
+        return [_changed(part, change) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    renamed = {key: _renamed(value, owner) for key, value in schema.items()}
-    target = renamed.get("$ref")
-    if isinstance(target, str) and target.startswith(_REFERENCE):
-        renamed["$ref"] = f"{_REFERENCE}{owner}.{target.removeprefix(_REFERENCE)}"
-    return renamed
+    return change({key: _changed_value(key, value, change) for key, value in schema.items()})
+
+
+def _changed_value(key: str, value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    if key in _DATA:
+        return value
+    if key in _NAMED and isinstance(value, dict):
+        return {name: _changed(part, change) for name, part in value.items()}
+    return _changed(value, change)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llma_rag import closed_schema, tool_call_schema
+from llma_rag.testing import byte_tokenizer
 
 INNER = {"type": "object", "properties": {"b": {"type": "integer"}}}
 NESTED = {
@@ -56,32 +57,84 @@ def test_a_tool_without_parameters_takes_none() -> None:
     assert "$defs" not in call
 
 
-def test_definitions_of_two_tools_stay_apart() -> None:
-    other = {**NESTED, "$defs": {**NESTED["$defs"], "Name": {"enum": ["other"]}}}
-    schema = tool_call_schema([function("one", NESTED), function("two", other)])
-    assert len(schema["anyOf"]) == 2
-    assert schema["$defs"]["one.Name"] == {"enum": ["a", "b"]}
-    assert schema["$defs"]["two.Name"] == {"enum": ["other"]}
-    assert schema["$defs"]["two.Item"]["properties"]["next"] == {"$ref": "#/$defs/two.Name"}
+LIST = {
+    "type": "object",
+    "properties": {"value": {"enum": [1]}, "rest": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+    "required": ["value", "rest"],
+}
+"""A list, by reference to the whole schema."""
+
+OLDER = {
+    "type": "object",
+    "properties": {"size": {"$ref": "#/definitions/Size"}},
+    "required": ["size"],
+    "definitions": {"Size": {"enum": [3]}},
+}
+OTHER = {**NESTED, "$defs": {**NESTED["$defs"], "Name": {"enum": ["other"]}}}
+DATA = {
+    "type": "object",
+    "properties": {"a": {"const": {"$ref": "#/$defs/Name"}}},
+    "required": ["a"],
+}
+TOOLS = [
+    function("one", NESTED),
+    function("other", OTHER),
+    function("list", LIST),
+    function("older", OLDER),
+    function("data", DATA),
+    function("two", INNER),
+]
+CALLS = {
+    ("one", '{"items":[{"size":1,"next":"b"}]}'): True,
+    ("one", '{"items":[{"size":1,"next":"other"}]}'): False,
+    ("other", '{"items":[{"size":1,"next":"other"}]}'): True,
+    ("other", '{"items":[{"size":1,"next":"b"}]}'): False,
+    ("list", '{"value":1,"rest":{"value":1,"rest":null}}'): True,
+    ("list", '{"value":1,"rest":{"value":2,"rest":null}}'): False,
+    ("list", '{"value":1,"rest":{"name":"list","arguments":{}}}'): False,
+    ("older", '{"size":3}'): True,
+    ("older", '{"size":4}'): False,
+    ("data", '{"a":{"$ref":"#/$defs/Name"}}'): True,
+    ("data", '{"a":"a"}'): False,
+    ("two", '{"b":7}'): True,
+    ("two", '{"b":7,"c":7}'): False,
+}
 
 
-def test_a_grammar_follows_the_references() -> None:
-    guidance = pytest.importorskip("llguidance", reason="structured answers are an optional extra")
-    from llma_rag.testing import byte_tokenizer
+def allowed(schema: dict, text: str) -> bool:
+    """Whether a grammar of the schema lets a text through."""
+    tables = pytest.importorskip("llguidance.hf", reason="structured answers are an extra")
+    from llguidance import LLMatcher
 
     tokenizer = byte_tokenizer()
-    table = guidance.hf.from_tokenizer(tokenizer)
-    schema = tool_call_schema([function("one", NESTED), function("two", INNER)])
-    grammar = guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
-    calls = {
-        '{"name":"one","arguments":{"items":[{"size":1,"next":"b"}]}}': True,
-        '{"name":"one","arguments":{"items":[{"size":1,"next":"c"}]}}': False,
-        '{"name":"two","arguments":{"b":7}}': True,
-        '{"name":"two","arguments":{"b":7,"c":7}}': False,
-    }
-    for text, valid in calls.items():
-        matcher = guidance.LLMatcher(table, grammar, log_level=0)
-        assert not matcher.is_error(), matcher.get_error()
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        taken = matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
-        assert taken is valid, text
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    matcher = LLMatcher(tables.from_tokenizer(tokenizer), grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize("answer", [None, NESTED, LIST], ids=["no answer", "nested", "list"])
+@pytest.mark.parametrize("alone", [True, False], ids=["one tool", "six tools"])
+@pytest.mark.parametrize(("call", "valid"), CALLS.items())
+def test_a_grammar_follows_the_references_of_every_call(
+    call: tuple[str, str], valid: bool, alone: bool, answer: dict | None
+) -> None:
+    name, arguments = call
+    tools = [tool for tool in TOOLS if tool["function"]["name"] == name] if alone else TOOLS
+    text = f'{{"name":"{name}","arguments":{arguments}}}'
+    assert allowed(tool_call_schema(tools, answer), text) is valid
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "valid"),
+    [
+        (NESTED, '{"items":[{"size":2,"next":"a"}]}', True),
+        (NESTED, '{"items":[{"size":2,"next":"other"}]}', False),
+        (LIST, '{"value":1,"rest":{"value":1,"rest":null}}', True),
+        (LIST, '{"value":1,"rest":{"name":"two","arguments":{}}}', False),
+        (LIST, '{"value":1,"rest":null,"more":1}', False),
+    ],
+)
+def test_an_answer_beside_tools_keeps_its_references(answer: dict, text: str, valid: bool) -> None:
+    assert allowed(tool_call_schema(TOOLS, answer), text) is valid

@@ -27,10 +27,8 @@ def answer_schema(
     chosen = chosen_tools(tools, tool_choice)
     if chosen:
         return tool_call_schema(chosen)
-    if response_format is None:
-        return None
-    answer = _schema_of(response_format)
-    return {"anyOf": [tool_call_schema([tool]) for tool in tools] + [answer]} if tools else answer
+    answer = None if response_format is None else _schema_of(response_format)
+    return answer if answer is None or not tools else tool_call_schema(tools, answer)
 
 
 def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -181,3 +181,15 @@ def test_an_agent_may_call_or_answer() -> None:
     schema = _schema(None, {"type": "json_object"})
     assert len(schema["anyOf"]) == 3
     assert schema["anyOf"][-1] == {"type": "object"}
+
+
+def test_an_answer_beside_tools_keeps_its_definitions() -> None:
+    """What may be said instead of a call refers to its own definitions, wherever they stand."""
+    inner = {"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"enum": [1]}}}
+    schema = _schema(None, {"type": "json_object", "schema": inner})
+    assert schema["anyOf"][2]["properties"]["a"] == {"$ref": "#/anyOf/2/$defs/A"}
+    assert schema["anyOf"][2]["$defs"] == {"A": {"enum": [1]}}
+
+
+def test_a_free_answer_beside_tools_is_free() -> None:
+    assert _schema(None, {"type": "text"}) is None
