@@ -30,6 +30,7 @@ class Call:
         documents: What may be copied, in the order of the references.
         options: Options of the decoder.
         tools: Tools that the model may call.
+        history: Earlier turns of the conversation, which the prompt may lack.
         draft: Whether tokens may be drafted.
         namespace: Whose request this is.
         citations: What is cited.
@@ -42,6 +43,7 @@ class Call:
     documents: tuple[CapturedDocument, ...]
     options: "GenerationOptions"
     tools: tuple[Tool, ...] = ()
+    history: tuple[str, ...] = ()
     draft: bool = True
     namespace: str | None = None
     citations: Literal["prompt", "scope", "off"] = "prompt"
@@ -52,6 +54,7 @@ class Call:
         """Everything but the prompt that the decoder's methods take."""
         return {
             "references": self.references,
+            **({"history": self.history} if self.history else {}),
             "draft": self.draft,
             "namespace": self.namespace,
             **self.options,

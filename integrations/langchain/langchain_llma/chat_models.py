@@ -24,7 +24,7 @@ from langchain_llma.calls import Call
 from langchain_llma.local_model import MODEL_CONFIG, LocalModel
 from langchain_llma.options import PROVIDER
 from langchain_llma.profiles import profile_of
-from langchain_llma.prompts import Template, prompt_ids, prompt_text
+from langchain_llma.prompts import Template, earlier_turns, prompt_ids, prompt_text
 from langchain_llma.scopes import CapturedDocument, parent_of
 from langchain_llma.structured import (
     Method,
@@ -252,6 +252,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
             stop,
             options | {"json_schema": schema},
             tools,
+            earlier_turns(messages),
         )
 
     def _template(self, given: Mapping[str, Any] | None = None) -> Template:

@@ -19,6 +19,7 @@ from pydantic import (
 import llma_rag
 from langchain_llma.calls import Call
 from langchain_llma.documents import Given, given_documents
+from langchain_llma.held import Held
 from langchain_llma.loaded import decoder_of, fields_of
 from langchain_llma.options import fields_of_loading, fields_of_pipeline, generation_options
 from langchain_llma.scopes import CapturedDocument, captured_documents
@@ -28,24 +29,6 @@ if TYPE_CHECKING:
     from llma_rag import Decoder, GenerationOptions
 
 MODEL_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
-
-class _Held:
-    """Keeps a decoder out of copies, pickles and dumps of the object that uses it."""
-
-    __slots__ = ("decoder",)
-
-    def __init__(self, decoder: "Decoder | None" = None) -> None:
-        self.decoder = decoder
-
-    def __copy__(self) -> "_Held":
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Held":
-        return self
-
-    def __reduce__(self) -> tuple[type["_Held"], tuple[()]]:
-        return (_Held, ())
 
 
 class LocalModel(BaseModel):
@@ -118,7 +101,7 @@ class LocalModel(BaseModel):
 
     model_config = MODEL_CONFIG
 
-    _held: _Held = PrivateAttr(default_factory=_Held)
+    _held: Held = PrivateAttr(default_factory=Held)
 
     @field_validator("model", "tokenizer", mode="before")
     @classmethod
@@ -191,7 +174,7 @@ class LocalModel(BaseModel):
             config = getattr(decoder.model, "config", None)
             fields["model"] = getattr(config, "name_or_path", None) or type(decoder.model).__name__
         made = cls(**fields)
-        made._held = _Held(decoder)
+        made._held = Held(decoder)
         return made
 
     @classmethod
@@ -294,6 +277,7 @@ class LocalModel(BaseModel):
         stop: Sequence[str] | None,
         given: Mapping[str, Any],
         tools: tuple[Tool, ...] = (),
+        history: tuple[str, ...] = (),
     ) -> Call:
         """Put together a request from the fields and from what was given with the call."""
         options = dict(given)
@@ -305,6 +289,7 @@ class LocalModel(BaseModel):
             prompt=prompt(decoder) if callable(prompt) else prompt,
             documents=documents,
             tools=tools,
+            history=history,
             draft=options.pop("draft", self.draft),
             namespace=options.pop("namespace", self.namespace),
             options=self._generation_options(stop, options),

@@ -59,6 +59,16 @@ def prompt_text(messages: Sequence[BaseMessage]) -> str:
     return "\n".join(_text(message) for message in messages)
 
 
+def earlier_turns(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
+    """Return the texts before the last message if an answer is among them, else none.
+
+    Templates drop or shorten earlier turns; the decoder leaves out those that the prompt holds.
+    """
+    earlier = messages[:-1]
+    answered = any(isinstance(message, AIMessage) for message in earlier)
+    return tuple(filter(None, map(_text, earlier))) if answered else ()
+
+
 def prompt_ids(
     tokenizer: Any,
     messages: Sequence[BaseMessage],

@@ -311,6 +311,15 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
         assert copied.decoder is decoder
 
 
+def test_earlier_turns_reach_the_decoder(decoder: ProbeDecoder) -> None:
+    """Where the model has answered before; a first question has none."""
+    llm = chat(decoder)
+    llm.invoke([SystemMessage("Be brief."), HumanMessage("one")])
+    llm.invoke([HumanMessage("one"), AIMessage("two"), AIMessage(""), HumanMessage("three")])
+    told = [request.options.get("history") for request in decoder.requests]
+    assert told == [None, ("one", "two")]
+
+
 def test_token_counts_are_the_models_own(decoder: ProbeDecoder) -> None:
     llm = chat(decoder)
     assert llm.get_num_tokens("twelve chars") == 3

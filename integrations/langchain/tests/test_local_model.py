@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.messages import HumanMessage
 
 from integrations.langchain.tests.probes import ticks
 from langchain_llma import LLMA, ChatLLMA
@@ -201,6 +202,22 @@ def test_references_save_forward_passes(llm: Any, passes: Counter) -> None:
     plain = passes.passes
     assert _text(llm.invoke(PROMPT, references=[whole])) == whole
     assert passes.passes - plain < 0.75 * plain
+
+
+def test_turns_that_a_template_drops_are_drafted_from(tiny: Path) -> None:
+    """As templates do that leave out what a model thought, or all but the last question."""
+    template = "{{ bos_token }}{{ messages[-1]['content'] }}"
+    chat = ChatLLMA(
+        model=tiny, max_tokens=40, temperature=0, dtype="float32", chat_template=template
+    )
+    counter = Counter(chat.decoder.model)
+    first = chat.invoke(PROMPT)
+    alone = counter.passes
+    again = chat.invoke([HumanMessage(PROMPT), first, HumanMessage(PROMPT)])
+    counter.remove()
+    assert again.content == first.content
+    assert counter.passes - alone < 0.75 * alone
+    assert "citations" not in again.response_metadata
 
 
 def test_the_answer_is_what_transformers_generates(tiny: Path) -> None:

@@ -5,10 +5,11 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.documents import Document
@@ -18,7 +19,8 @@ from langchain_core.runnables import Runnable, RunnablePassthrough
 
 from integrations.langchain.tests.probes import joined
 from langchain_llma import ChatLLMA
-from llma_rag import Decoder, Reference
+from llma_rag import Decoder
+from llma_rag.drafting import Draft, ReferenceDrafter
 
 REQUESTS = int(os.environ.get("LLMA_RAG_SOAK", "120"))
 TENANTS = 20
@@ -29,16 +31,36 @@ PROMPT = ChatPromptTemplate.from_template(
 )
 
 
-class Watched(Decoder):
-    """A decoder that keeps the references of each prompt."""
+class Watched(ReferenceDrafter):
+    """A drafter that looks for each token it drafts where it says that it comes from."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.seen: list[tuple[str, Sequence[Reference]]] = []
+    drafters, tokens = 0, 0
+    strange: ClassVar[list[object]] = []
+    decode: ClassVar[Callable[[Sequence[int]], str]]
 
-    def submit(self, prompt: Any, *, references: Any = (), **options: Any) -> Any:
-        self.seen.append((self.tokenizer.decode(prompt), references))
-        return super().submit(prompt, references=references, **options)
+    def __init__(
+        self, references: Sequence[Sequence[int]], prompt: Sequence[int], **options: Any
+    ) -> None:
+        super().__init__(references, prompt, **options)
+        self._texts = [*references, prompt]
+        owners = [tuple(sorted(_tenants(type(self).decode(text)))) for text in self._texts]
+        Watched.drafters += 1
+        if len(owners) != 2 or len(owners[0]) != 1 or owners[0] != owners[1]:
+            self.strange.append(owners)
+
+    def draft(self, context: Sequence[int], budget: int) -> Draft:
+        draft = super().draft(context, budget)
+        Watched.tokens += len(draft)
+        texts = [*self._texts, context[len(self._texts[-1]) :]]
+        for token, place in zip(draft.tokens, draft.places, strict=True):
+            known = place is not None and place.segment < len(texts)
+            if not known or texts[place.segment][place.offset] != token:
+                self.strange.append((type(self).decode(context), token, place))
+        return draft
+
+
+def _tenants(text: str) -> set[str]:
+    return set(re.findall(r"T\d+", text))
 
 
 class Tenants(BaseRetriever):
@@ -62,9 +84,20 @@ def _question(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Watched:
+def decoder() -> Decoder:
     model = Path(__file__).parents[3] / "llma_rag" / "demo" / "model"
-    return Watched.from_pretrained(model, dtype="float32")  # type: ignore[return-value]
+    return Decoder.from_pretrained(model, dtype="float32")
+
+
+@pytest.fixture
+def watched(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+    """Let every request draft by a watched drafter; nothing was seen yet."""
+    monkeypatch.setattr("llma_rag.drafters.ReferenceDrafter", Watched)
+    monkeypatch.setattr(Watched, "decode", decoder.tokenizer.decode, raising=False)
+    monkeypatch.setattr(Watched, "strange", [])
+    monkeypatch.setattr(Watched, "drafters", 0)
+    monkeypatch.setattr(Watched, "tokens", 0)
+    return Watched
 
 
 def _chain(decoder: Decoder, **fields: Any) -> Runnable[Any, Any]:
@@ -73,10 +106,9 @@ def _chain(decoder: Decoder, **fields: Any) -> Runnable[Any, Any]:
 
 
 @pytest.mark.slow
-async def test_tenants_never_meet(decoder: Watched) -> None:
+async def test_tenants_never_meet(decoder: Decoder, watched: type[Watched]) -> None:
     questions = [_question(number) for number in range(TENANTS)]
     alone = {question: _chain(decoder, draft=False).invoke(question) for question in questions}
-    decoder.seen.clear()
     chain = _chain(decoder)
     asked = [_question(number) for number in range(REQUESTS)]
     loop, few = asyncio.get_running_loop(), asyncio.Semaphore(64)
@@ -94,10 +126,11 @@ async def test_tenants_never_meet(decoder: Watched) -> None:
                 for number, question in enumerate(asked)
             )
         )
-    assert len(decoder.seen) == REQUESTS
-    for prompt, references in decoder.seen:
-        assert len(references) == 1
-        assert references[0].text in prompt
+    assert watched.drafters == REQUESTS
+    assert watched.tokens == sum(
+        answer.response_metadata["llma"]["drafted_tokens"] for answer in answers
+    )
+    assert not watched.strange
     for question, answer in zip(asked, answers, strict=True):
         assert answer.content == alone[question].content
         for citation in answer.response_metadata.get("citations", ()):
