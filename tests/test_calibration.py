@@ -119,6 +119,37 @@ def test_nothing_is_measured_where_it_is_switched_off_or_the_model_is_tiny(
     assert Calibration({}).curve(100) is None
 
 
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("disturbed", [1, 4, 8, 16])
+def test_a_time_that_another_program_took_is_not_believed(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch, disturbed: int, slow: bool
+) -> None:
+    """One width takes three times as long for the first passes in a row, a warm-up included."""
+    expected = measure(runner).times
+    monkeypatch.setattr(calibration, "SLOW_PASS", 0.5 if slow else 10.0)
+    monkeypatch.setattr(calibration, "SECONDS", 0.0)
+    left = {128: 2, 1024: 2}
+    original = CountingRunner.run
+
+    def noisy(self: CountingRunner, step: Pass) -> torch.Tensor:
+        begin, length = CountingRunner.clock, step.row.length
+        found = original(self, step)
+        if len(step.drafted) + 1 == disturbed and left.get(length, 0):
+            left[length] -= 1
+            CountingRunner.clock += 2 * (CountingRunner.clock - begin)
+        return found
+
+    monkeypatch.setattr(CountingRunner, "run", noisy)
+    for context, times in measure(runner).times.items():
+        assert times == {width: expected[context][width] for width in times}
+
+
+def test_a_wider_pass_bounds_the_time_of_a_narrower_one() -> None:
+    times = {1: 2.0, 4: 3.2, 8: 3.8, 16: 2.8, 32: 7.0}
+    assert calibration._relative(times) == {1: 1.0, 4: 1.4, 8: 1.4, 16: 1.4, 32: 3.5}
+    assert calibration._relative({1: 4.0, 4: 2.0, 8: 3.0}) == {1: 1.0, 4: 1.0, 8: 1.5}
+
+
 def test_a_slow_model_is_measured_at_few_widths(
     runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,11 +43,73 @@ def test_layers_compute_what_linear_computes(dtype: torch.dtype, rows: int) -> N
     layer = nn.Linear(24, 40).to(dtype)
     states = torch.randn(2, rows, 24).to(dtype)
     with torch.inference_mode():
-        expected, packed = layer(states), prepacked(layer)
-        assert packed is not None
+        expected = layer(states)
+        (packed,) = prepacked(nn.Sequential(layer)).values()
         tolerance = 1e-5 if dtype is torch.float32 else 2e-2
         torch.testing.assert_close(packed(states), expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(packed.weight, layer.weight)
+    assert packed.bias is not None
+    assert torch.equal(packed.bias, layer.bias)
+
+
+def _gated(bias: bool = True) -> nn.ModuleDict:
+    sizes = {"gate_proj": (24, 40), "up_proj": (24, 8), "down_proj": (40, 24)}
+    return nn.ModuleDict({name: nn.Linear(*size, bias=bias) for name, size in sizes.items()})
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_over_one_input_are_computed_by_one_call(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with any other input by calls of their own, whatever the order."""
+    model, calls, original = _gated(bias), [], prepack._linear
+
+    def counted(states: torch.Tensor, *rest: object) -> torch.Tensor:
+        calls.append(states)
+        return original(states, *rest)
+
+    found = prepacked(model)
+    monkeypatch.setattr(prepack, "_linear", counted)
+    gate, up = model["gate_proj"], model["up_proj"]
+    one, other = torch.randn(1, 5, 24), torch.randn(1, 5, 24)
+    with torch.inference_mode():
+        for order, count in (
+            ([(gate, one), (up, one)], 1),
+            ([(up, one), (gate, one)], 1),
+            ([(gate, one), (gate, other), (up, one), (up, other)], 4),
+            ([(gate, one), (up, one.clone())], 2),
+        ):
+            calls.clear()
+            for layer, states in order:
+                torch.testing.assert_close(
+                    found[layer](states), layer(states), rtol=1e-5, atol=1e-5
+                )
+            assert len(calls) == count
+            for layer in (gate, up):
+                assert torch.equal(found[layer].weight, layer.weight)
+                found[layer]._packed._held = None
+
+
+@needs_onednn
+def test_nothing_is_held_once_every_layer_took_its_part() -> None:
+    model, states = _gated(), torch.randn(1, 5, 24)
+    found = prepacked(model)
+    gate, up = found[model["gate_proj"]], found[model["up_proj"]]
+    gate(states)
+    assert gate._packed._held is not None
+    up(states)
+    assert gate._packed._held is None
+    assert gate._packed is up._packed is not found[model["down_proj"]]._packed
+
+
+@needs_onednn
+def test_layers_of_other_sizes_or_with_a_bias_of_their_own_are_not_joined() -> None:
+    for odd in (nn.Linear(16, 40), nn.Linear(24, 40, bias=False)):
+        model = _gated()
+        model["gate_proj"] = odd
+        found = prepacked(model)
+        assert found[odd]._packed is not found[model["up_proj"]]._packed
 
 
 @needs_onednn
@@ -64,7 +126,7 @@ def test_a_model_of_ours_is_exchanged_in_place_and_still_writes_the_same() -> No
 @needs_onednn
 def test_a_twin_with_prepacked_layers_leaves_the_model_its_own() -> None:
     model = tiny_model("llama-gqa")
-    assert _count(twin(model, exchange=prepacked)) > 0
+    assert _count(twin(model, exchange=prepacked(model).get)) > 0
     assert _count(model) == 0
 
 
@@ -74,15 +136,15 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
 
     hooked = nn.Linear(8, 8)
     hooked.register_forward_hook(lambda *_: None)
-    for module in (Quantised(8, 8), nn.Linear(8, 8).half(), nn.Embedding(8, 8), hooked):
-        assert prepacked(module) is None
+    odd = (Quantised(8, 8), nn.Linear(8, 8).half(), nn.Embedding(8, 8), hooked)
+    assert prepacked(nn.Sequential(*odd)) == {}
 
 
 def test_without_onednn_nothing_is_exchanged(without_onednn: None) -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     assert not can_prepack(torch.float32)
     assert prepack_in_place(model) == 0
-    assert _count(twin(model, exchange=prepacked)) == 0
+    assert _count(twin(model, exchange=prepacked(model).get)) == 0
 
 
 def test_operators_that_are_wrong_are_not_used(
@@ -95,15 +157,18 @@ def test_operators_that_are_wrong_are_not_used(
 
 @needs_onednn
 def test_narrow_passes_take_the_rows_that_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    filled: list[int] = []
+    taken: list[int] = []
+    original = torch.ops.mkldnn._linear_pointwise
 
-    def noted(flat: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-        filled.append(sizes[-1])
-        return torch.nn.functional.pad(flat, sizes)
+    def noted(flat: torch.Tensor, *rest: object) -> torch.Tensor:
+        taken.append(flat.shape[0])
+        return original(flat, *rest)
 
-    packed = prepacked(nn.Linear(24, 40))
-    assert packed is not None
-    monkeypatch.setattr(prepack, "pad", noted)
+    layer = nn.Linear(24, 40)
+    (packed,) = prepacked(nn.Sequential(layer)).values()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
     with torch.inference_mode():
-        assert [packed(torch.randn(1, rows, 24)).shape[1] for rows in (1, 3, 4, 5)] == [1, 3, 4, 5]
-    assert filled == [3, 1]
+        for rows in (1, 2, 3, 4, 5):
+            states = torch.randn(1, rows, 24)
+            torch.testing.assert_close(packed(states), layer(states), rtol=1e-5, atol=1e-5)
+    assert taken == [4, 4, 4, 4, 5]

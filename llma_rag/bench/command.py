@@ -133,7 +133,7 @@ def _model(
 def packed(model: PreTrainedModel) -> PreTrainedModel:
     """Return our arms' model: on a CPU a twin with prepacked layers, a second copy of them."""
     if model.device.type == "cpu" and can_twin(model):
-        return twin(model, exchange=prepacked)
+        return twin(model, exchange=prepacked(model).get)
     return model
 
 

@@ -22,7 +22,7 @@ from llma_rag.engine.step import Pass, Row, StepRunner
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -34,7 +34,14 @@ BRANCHED = 8
 """Drafted tokens with which the cost of branching is measured."""
 
 ROUNDS = 3, 50
-"""Least and most times that each width is measured; a slow model's widths are measured once."""
+"""Least and most times that each width is measured."""
+
+SLOW_ROUNDS = 2
+"""Least times that a slow model's widths are measured: one time alone may be another program's."""
+
+SETTLED, FURTHER_ROUNDS = 0.05, 4
+"""By which share the last round may have lowered a time for it to be the last; else, and for at
+most so many rounds more, the times are measured again."""
 
 SLOW_PASS = 0.15
 """Seconds of one pass from which a model is measured at few widths."""
@@ -93,7 +100,7 @@ def measure(runner: StepRunner) -> Calibration:
         times = _times(runner, row, deadline)
         found[context] = _relative(times)
         if runner.supports_trees:
-            rounds = 1 if times[1] > SLOW_PASS else ROUNDS[0]
+            rounds = SLOW_ROUNDS if times[1] > SLOW_PASS else ROUNDS[0]
             branching[context] = round(_branching(runner, row, rounds) / times[1], 4)
         deadline += SECONDS / len(contexts)
     return Calibration(found, branching)
@@ -105,10 +112,11 @@ def _branching(runner: StepRunner, row: Row, rounds: int) -> float:
         return 0.0
     chain, tree = range(-1, BRANCHED - 1), [-1, *range(-1, BRANCHED - 2)]
     _time(runner, row, BRANCHED + 1, tree)
-    best = [
-        min(_time(runner, row, BRANCHED + 1, parents) for _ in range(rounds))
-        for parents in (chain, tree)
+    times = [
+        [_time(runner, row, BRANCHED + 1, parents) for parents in (chain, tree)]
+        for _ in range(rounds)
     ]
+    best = [min(of) for of in zip(*times, strict=True)]
     return max(0.0, best[1] - best[0])
 
 
@@ -142,14 +150,18 @@ def _times(runner: StepRunner, row: Row, deadline: float) -> dict[int, float]:
     first = _time(runner, row, 1)
     least, most = ROUNDS
     if first > SLOW_PASS:
-        widths, least = [one for one in widths if one in (1, 4, 8, 16, 32)], 1
+        widths, least = [one for one in widths if one in (1, 4, 8, 16, 32)], SLOW_ROUNDS
     for width in widths[1:]:
         _time(runner, row, width)
     best = {1: first}
     for round_ in range(1, most + 1):
+        settled = True
         for width in widths:
-            best[width] = min(_time(runner, row, width), best.get(width, float("inf")))
-        if round_ >= least and time.perf_counter() >= deadline:
+            before, taken = best.get(width, float("inf")), _time(runner, row, width)
+            settled &= taken > before * (1 - SETTLED)
+            best[width] = min(taken, before)
+        late = time.perf_counter() >= deadline
+        if late and round_ >= least and (settled or round_ >= least + FURTHER_ROUNDS):
             break
     return best
 
@@ -164,7 +176,14 @@ def _time(runner: StepRunner, row: Row, width: int, parents: Sequence[int] | Non
 
 
 def _relative(times: Mapping[int, float]) -> dict[int, float]:
-    return {width: round(taken / times[1], 4) for width, taken in sorted(times.items())}
+    """Return times relative to width 1; what a wider pass takes bounds what a narrower one does.
+
+    Other programs only ever add time, so that of two times that contradict the longer is wrong.
+    """
+    bound, found = float("inf"), dict[int, float]()
+    for width in sorted(times, reverse=True):
+        bound = found[width] = min(times[width], bound)
+    return {width: round(found[width] / bound, 4) for width in sorted(found)}
 
 
 def _key(runner: StepRunner) -> str:
