@@ -116,8 +116,8 @@ def _branching(runner: StepRunner, row: Row, rounds: int) -> float:
         [_time(runner, row, BRANCHED + 1, parents) for parents in (chain, tree)]
         for _ in range(rounds)
     ]
-    best = [min(of) for of in zip(*times, strict=True)]
-    return max(0.0, best[1] - best[0])
+    chained, branched = (min(of) for of in zip(*times, strict=True))
+    return float(max(0.0, branched - chained))
 
 
 def cache_folder() -> Path:

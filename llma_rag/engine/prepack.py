@@ -85,7 +85,7 @@ def prepacked(model: nn.Module) -> dict[nn.Module, PrepackedLinear]:
     The originals keep their weights, so that their memory is taken twice while both live.
     """
     return {
-        parent._modules[name]: other
+        parent.get_submodule(name): other
         for parent in model.modules()
         for name, other in _prepacked_below(parent)
     }
