@@ -22,6 +22,7 @@ from langchain_llma.documents import Given, given_documents
 from langchain_llma.held import Held
 from langchain_llma.loaded import decoder_of, fields_of
 from langchain_llma.options import fields_of_loading, fields_of_pipeline, generation_options
+from langchain_llma.prompts import text_prompt
 from langchain_llma.scopes import CapturedDocument, captured_documents
 from langchain_llma.tool_calls import Tool
 
@@ -286,7 +287,7 @@ class LocalModel(BaseModel):
         return Call(
             decoder=decoder,
             model=model,
-            prompt=prompt(decoder) if callable(prompt) else prompt,
+            prompt=prompt(decoder) if callable(prompt) else text_prompt(decoder.tokenizer, prompt),
             documents=documents,
             tools=tools,
             history=history,

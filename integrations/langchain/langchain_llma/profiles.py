@@ -20,6 +20,7 @@ def profile_of(model: str, chat_template: str | None = None) -> ModelProfile:
         chat_template: A template that is used instead of the model's.
     """
     config = _json(model, "config.json")
+    config = config.get("text_config") or config
     context = config.get("max_position_embeddings") or config.get("n_positions")
     profile: ModelProfile = {
         "open_weights": True,

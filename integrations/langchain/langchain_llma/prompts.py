@@ -59,6 +59,15 @@ def prompt_text(messages: Sequence[BaseMessage]) -> str:
     return "\n".join(_text(message) for message in messages)
 
 
+def text_prompt(tokenizer: Any, text: str) -> str | list[int]:
+    """Return the prompt of a completion; a text that begins with the begin token gets no second."""
+    begin = getattr(tokenizer, "bos_token", None)
+    if not begin or not text.startswith(begin):
+        return text
+    ids = list(tokenizer(text)["input_ids"])
+    return ids[1:] if ids[:2] == [tokenizer.bos_token_id] * 2 else ids
+
+
 def earlier_turns(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     """Return the texts before the last message if an answer is among them, else none.
 

@@ -28,7 +28,7 @@ from integrations.langchain.tests.probes import (
     of,
     text_model,
 )
-from langchain_llma import no_capture
+from langchain_llma import LLMA, no_capture
 from langchain_llma.capture import HANDLER, CaptureHandler
 from langchain_llma.harvesting import harvest
 from langchain_llma.run_tree import MAX_DOCUMENTS_PER_ROOT, RunTree
@@ -250,6 +250,21 @@ async def test_core_still_drops_handlers_beside_an_inline_one(decoder: ProbeDeco
     manager = AsyncCallbackManager([inline, listener])
     await manager.on_llm_start({}, ["hello"])
     assert listener.events == []
+
+
+def test_core_still_batches_with_the_first_run_manager_only(decoder: ProbeDecoder) -> None:
+    """When this fails, `scopes.each_prompt_with_its_caller` is not needed any more."""
+    seen = []
+
+    class Watched(LLMA):
+        def _generate(
+            self, prompts: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+        ) -> Any:
+            seen.append((len(prompts), type(run_manager).__name__))
+            return super()._generate(prompts, stop, run_manager, **kwargs)
+
+    Watched.from_decoder(decoder).batch(["one", "two"])
+    assert seen == [(2, "CallbackManagerForLLMRun")]
 
 
 async def test_core_still_streams_without_a_run_manager(decoder: ProbeDecoder) -> None:

@@ -334,6 +334,9 @@ def test_profile(tmp_path: Any) -> None:
     assert profile["max_input_tokens"] == 2048
     assert profile["structured_output"]
     assert "tool_calling" not in profile
+    nested = '{"text_config": {"max_position_embeddings": 512}, "vision_config": {}}'
+    (tmp_path / "config.json").write_text(nested)
+    assert (ChatLLMA(model=tmp_path).profile or {})["max_input_tokens"] == 512
     assert "max_input_tokens" not in (ChatLLMA(model="no/such-model").profile or {})
     (tmp_path / "config.json").write_text("{broken")
     assert "max_input_tokens" not in (ChatLLMA(model=tmp_path).profile or {})

@@ -5,15 +5,17 @@ The rows are those of the table in `docs/langchain.md`; `probe_classes.py` asks 
 """
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from langchain_core.messages import HumanMessage
+from pydantic import BaseModel
 
 from integrations.langchain.tests.probes import ticks
 from langchain_llma import LLMA, ChatLLMA
@@ -237,6 +239,41 @@ def test_the_answer_is_what_transformers_generates(tiny: Path) -> None:
     assert message.usage_metadata is not None
     assert message.usage_metadata["input_tokens"] == length
     assert message.content == decoder.tokenizer.decode(output, skip_special_tokens=True)
+
+
+def test_a_completion_begins_once(tiny: Path) -> None:
+    """A text that a chat template wrote begins with the token that the tokenizer adds again."""
+    decoder = Decoder.from_pretrained(tiny, dtype="float32")
+    tokenizer = decoder.tokenizer
+    assert tokenizer("hello")["input_ids"][0] == tokenizer.bos_token_id
+    llm = LLMA.from_decoder(decoder, max_tokens=4, temperature=0)
+    written = llm.generate(["hello", f"{tokenizer.bos_token}hello"])
+    usage = [one[0].generation_info["usage"]["input_tokens"] for one in written.generations]
+    assert usage == [len(tokenizer("hello")["input_ids"])] * 2
+    assert written.generations[0][0].text == written.generations[1][0].text
+
+
+class Stop(BaseModel):
+    place: Literal["Vessa", "Orr"]
+
+
+class Route(BaseModel):
+    start: Stop
+    end: Stop
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_agent_calls_or_answers_with_nested_models(tiny: Path, seed: int) -> None:
+    """Random weights sample one or the other; a schema that does not resolve would be an error."""
+    pytest.importorskip("llguidance", reason="structured answers are an optional extra")
+    chat = ChatLLMA(model=tiny, max_tokens=100, dtype="float32", temperature=1, seed=seed)
+    nested = {"name": "sail", "description": "Sail.", "parameters": Route.model_json_schema()}
+    answer = {"name": "Route", "schema": Route.model_json_schema()}
+    message = chat.bind_tools([{"type": "function", "function": nested}]).invoke(
+        "Where to?", response_format={"type": "json_schema", "json_schema": answer}
+    )
+    given = message.tool_calls[0]["args"] if message.tool_calls else json.loads(message.content)
+    Route.model_validate(given)
 
 
 def test_equal_arguments_load_once(tiny: Path) -> None:
