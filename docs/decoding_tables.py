@@ -4,6 +4,9 @@ from typing import Any
 
 from cells import interval, origin, section, table, with_interval
 
+FIRST = "first token"
+"""Work of the rows that are timed to the first token alone."""
+
 
 def losslessness_table(measured: dict[str, Any]) -> str:
     """Return in which settings drafting changes no token, ours and transformers' prompt lookup."""
@@ -103,12 +106,46 @@ def engine_table(measured: dict[str, Any]) -> str:
             f"{row['tpot_ms']:.1f}",
             f"{row['ttft_ms']:.0f}",
             f"{row['tokens_per_forward']:.2f}",
+            f"{row['bandwidth']:.0%}" if "bandwidth" in row else "",
+            str(row.get("prompts", "")),
             *(interval(row["tpot_ratio"].get(other)) for other in ("hf-greedy", "plain")),
         ]
         for row in measured["rows"]
+        if row["work"] != FIRST
     ]
-    heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|`generate`|plain"
-    return table([*heads.split("|")], lines) + _engine_notes(measured)
+    heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|bandwidth|prompts"
+    heads += "|`generate`|plain"
+    rate = measured["rows"][0]["run"].get("copy_gb_per_s")
+    bandwidth = (
+        f" Bandwidth is what a pass must read of weights, keys and values, over its time, as a "
+        f"share of the {rate:.0f} GB/s (read and written) at which the machine copies memory."
+        if rate
+        else ""
+    )
+    return table(heads.split("|"), lines) + _engine_notes(measured, bandwidth)
+
+
+def engine_first_token(measured: dict[str, Any]) -> str:
+    """Return by how much references delay the first token of our own engine."""
+    lines = []
+    for row in measured["rows"]:
+        if row["work"] == FIRST and row["arm"] == "llma":
+            more = row["ttft_more_ms"]["plain"]
+            without = row["ttft_ms"] - more["median"]
+            lines.append(
+                [
+                    row["shape"],
+                    row["dtype"],
+                    str(row["prompts"]),
+                    f"{row['ttft_ms']:.0f}",
+                    f"{more['median']:+.1f} [{more['low']:+.1f}, {more['high']:+.1f}]",
+                    f"{0.02 * without + 5:.0f}",
+                ]
+            )
+    if not lines:
+        return "*Not measured yet.*\n"
+    heads = "shape|dtype|prompts|ms to first token|of that by references, ms|2 % + 5 ms"
+    return table(heads.split("|"), lines) + origin(measured)
 
 
 def engine_summary(measured: dict[str, Any]) -> str:
@@ -122,19 +159,19 @@ def engine_summary(measured: dict[str, Any]) -> str:
             *(interval(row["tpot_ratio"].get(other)) for other in others),
         ]
         for row in measured["rows"]
-        if row["arm"] == "llma"
+        if row["arm"] == "llma" and row["work"] != FIRST
     ]
     heads = "dtype|answers|tokens per forward|`generate`|its prompt lookup|our plain decoding"
     return table(heads.split("|"), lines) + _engine_notes(measured)
 
 
-def _engine_notes(measured: dict[str, Any]) -> str:
+def _engine_notes(measured: dict[str, Any], more: str = "") -> str:
     run = measured["rows"][0]["run"]
     return (
         f"\n{run['threads']} threads, at most {run['prompts']} prompts of up to {run['tokens']} "
         "tokens. Times are those after the first token; the last columns say how many times "
-        "quicker than these arms (median over prompts, 95 % interval; no interval: one prompt).\n"
-        + origin(measured)
+        "quicker than these arms (median over prompts, 95 % interval; no interval: one prompt)."
+        f"{more}\n" + origin(measured)
     )
 
 

@@ -2,7 +2,8 @@
 
 Recorded answers are forced in every arm, so that all write the same text. `recorded` rows use the
 answers as they are; `no-overlap` and `misleading` rows show what references cost where they do not
-help. Run it on a machine that does nothing else, then `make docs`.
+help, `first token` rows what they cost until the first token. Run it on a machine that does nothing
+else, then `make docs`.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from llma_rag.bench.arms import ARMS, Bench
+from llma_rag.bench.bandwidth import share
 from llma_rag.bench.command import arms_for, packed, run_facts
 from llma_rag.bench.replay import tokenised
 from llma_rag.bench.shapes import SHAPES, random_model
@@ -28,8 +30,11 @@ from llma_rag.bench.traces import TraceTokens, load_tokenizer
 from llma_rag.bench.workloads import misleading, without_overlap
 from llma_rag.decoder import Decoder
 
-LOSERS_SHARE = 0.3
-"""Share of the time for the rows on which references cannot help."""
+SHARES = {"no-overlap": 0.12, "misleading": 0.12, "first token": 0.1, "recorded": 0.66}
+"""Kinds of work in their order, and their shares of the time; what one leaves, the next has."""
+
+SHORT = 64
+"""Tokens of the answers on which references cannot help."""
 
 
 def main() -> None:
@@ -69,49 +74,42 @@ def _measured(
     own = random_model(shape, getattr(torch, dtype), given.device)
     kind: Any = PreTrainedTokenizerFast
     words = kind(tokenizer_object=load_tokenizer(given.tokenizer))
-    decoder = Decoder(packed(own), words)
+    # Recorded answers are not what random weights hold likely: there is nothing to recycle.
+    decoder = Decoder(packed(own), words, recycling=False)
     bench = Bench(own, decoder, given.tokens)
-    facts = run_facts(f"shape {shape}", decoder, traces, dtype, given.tokens, given.repeats, True)
+    facts = run_facts(f"shape {shape}", bench, traces, dtype, given.repeats)
     facts |= _device_facts(bench)
     ours = ["plain", "llma"]
-    works = {
-        "no-overlap": (ours, without_overlap(traces), end - seconds * (1 - LOSERS_SHARE / 2)),
-        "misleading": (ours, misleading(traces), end - seconds * (1 - LOSERS_SHARE)),
-        "recorded": (given.arms or arms_for(given.device), traces, end),
+    works: dict[str, tuple[Sequence[str], Sequence[TraceTokens], int]] = {
+        "no-overlap": (ours, without_overlap(traces), SHORT),
+        "misleading": (ours, misleading(traces, words.decode), SHORT),
+        "first token": (ours, traces, 1),
+        "recorded": (given.arms or arms_for(given.device), traces, given.tokens),
     }
-    for name, (arms, work, until) in works.items():
+    until = end - seconds
+    for name, (arms, work, tokens) in works.items():
+        until += SHARES[name] * seconds
         with tqdm(desc=f"{shape} {dtype} {name}", unit="answer") as bar:
             found = interleave(
-                bench.run, arms, work, given.repeats,
+                replace(bench, tokens=tokens).run, arms, work, given.repeats,
                 lambda bar=bar: bar.update() and None,
                 lambda until=until: time.monotonic() > until,
             )  # fmt: skip
         for row in rows_of(found):
-            repeats = [len(runs) for runs in found[row.arm]]
+            runs = found[row.arm]
             yield {"shape": shape, "dtype": dtype, "work": name, **asdict(row),
-                   "answers": sum(repeats), "run": facts}  # fmt: skip
+                   "bandwidth": share(row, facts), "prompts": len(runs),
+                   "answers": sum(map(len, runs)), "run": facts}  # fmt: skip
     decoder.close()
 
 
 def _device_facts(bench: Bench) -> dict[str, Any]:
-    """Return bytes that a pass reads, the device's own rate, and what was captured."""
-    runner, device = bench.decoder.runner, bench.model.device
-    embeddings = bench.model.get_input_embeddings().weight
-    tied = embeddings is bench.model.get_output_embeddings().weight
-    read = sum(one.numel() * one.element_size() for one in bench.model.parameters())
-    facts: dict[str, Any] = {"weight_gb": (read - (0 if tied else embeddings.nbytes)) / 1e9}
-    if device.type != "cuda":
-        return facts
-    block = torch.empty(1 << 30, dtype=torch.uint8, device=device)
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(10):
-        block.clone()
-    torch.cuda.synchronize()
-    facts["copy_gb_per_s"] = 2 * 10 * block.nbytes / (time.perf_counter() - begin) / 1e9
-    steps = runner.captured
-    facts["kernel_error"] = kernel_error(device)
-    return facts | ({} if steps is None else {"capture_s": steps.seconds / max(steps.captures, 1)})
+    """Return what was captured on a GPU, and how exact the kernel is there."""
+    if bench.model.device.type != "cuda":
+        return {}
+    steps = bench.decoder.runner.captured
+    captured = {} if steps is None else {"capture_s": steps.seconds / max(steps.captures, 1)}
+    return {"kernel_error": kernel_error(bench.model.device), **captured}
 
 
 def kernel_error(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> float:

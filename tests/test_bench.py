@@ -9,6 +9,7 @@ from rich.console import Console
 
 from llma_rag.bench import command, peers
 from llma_rag.bench.arms import Timed
+from llma_rag.bench.bandwidth import share, traffic
 from llma_rag.bench.command import arms_for, bench_command
 from llma_rag.bench.shapes import SHAPES
 from llma_rag.bench.timing import interleave, ratio_of, rows_of
@@ -68,6 +69,23 @@ def test_rows_hold_medians_ratios_and_what_is_identical() -> None:
     assert rows["llma"].ratio["plain"]["median"] == 3.0
     assert rows["llma"].tpot_ratio["plain"]["prompts"] == [2.0, 4.0]
     assert rows["plain"].ms_per_token == 3000.0
+    assert rows["plain"].ms_per_forward == 3000.0
+    assert rows["llma"].ttft_more_ms["plain"]["prompts"] == [-1000.0, -3000.0]
+
+
+def test_bandwidth_is_what_a_pass_must_read_over_what_can_be_copied() -> None:
+    """A Llama of 2 layers, 2 heads of 8 for keys and values; the embedding is not read."""
+    model = tiny_model("llama-gqa")
+    facts = traffic(model)
+    weights = sum(one.numel() for one in model.parameters()) - 32 * model.config.vocab_size
+    assert facts["weight_gb"] == pytest.approx(4 * weights / 1e9)
+    assert facts["kv_kb_per_token"] == pytest.approx(2 * 2 * 2 * 8 * 4 / 1e3)
+    assert facts["copy_gb_per_s"] > 0.01
+    run = {"weight_gb": 1.0, "kv_kb_per_token": 100.0, "copy_gb_per_s": 20.0}
+    one = Timed(8.1, 0.1, 101, (3,) * 100, prompt_tokens=950)
+    (row,) = rows_of({"plain": [[one]]})
+    assert row.context == 1000
+    assert share(row, run) == pytest.approx(1.1 / 0.08 / 20)
 
 
 def test_the_interval_holds_the_median() -> None:
@@ -84,11 +102,11 @@ def test_rows_that_copying_cannot_help_keep_the_answer_and_change_the_rest() -> 
         )
         for n, text, answer in ((1, "x y z", "one two"), (2, "p q r s", "three"))
     ]  # fmt: skip
-    apart, wrong = without_overlap(rows), misleading(rows)
+    apart, wrong = without_overlap(rows), misleading(rows, lambda ids: f" {ids[0]}")
     assert [one.answer for one in apart] == [one.answer for one in wrong] == [(1,), (2,)]
     assert [one.prompt for one in apart] == [one.prompt for one in wrong] == [(2,) * 64, (1,) * 64]
     assert [one.trace.passages for one in apart] == [("p q r s",), ("x y z",)]
-    assert wrong[0].trace.passages == ("one p q r s two r s",)
+    assert wrong[0].trace.passages == ("1 p q r s",)
     with pytest.raises(ValueError, match="two rows"):
         without_overlap(rows[:1])
 

@@ -46,12 +46,14 @@ class Timed:
         first_token: From the call to the first token's logits, seconds.
         forwards: Forward passes of the model.
         token_ids: The answer.
+        prompt_tokens: Tokens of the prompt.
     """
 
     seconds: float
     first_token: float
     forwards: int
     token_ids: tuple[int, ...]
+    prompt_tokens: int = 0
 
     @property
     def per_token(self) -> float:
@@ -126,7 +128,7 @@ class Bench:
             handle.remove()
         ended = time.perf_counter()
         first = (forwards.first or ended) - started
-        return Timed(ended - started, first, forwards.count, token_ids)
+        return Timed(ended - started, first, forwards.count, token_ids, len(trace.prompt))
 
     def _generate(self, arm: str) -> Decode:
         def decode(trace: TraceTokens, recorded: Recorded, length: int) -> tuple[int, ...]:

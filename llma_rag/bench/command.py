@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llma_rag.bench.arms import ARMS, Bench
+from llma_rag.bench.bandwidth import share, traffic
 from llma_rag.bench.peers import HAS_SUFFIX_DECODING
 from llma_rag.bench.replay import tokenised
 from llma_rag.bench.shapes import random_model
@@ -22,11 +23,12 @@ from llma_rag.bench.timing import ArmRow, interleave, rows_of
 from llma_rag.bench.traces import TraceTokens, family_folder, load_tokenizer
 from llma_rag.decoder import Decoder
 from llma_rag.engine.bitwise import Exactness
-from llma_rag.engine.calibration import measure
+from llma_rag.engine.calibration import calibrate, measure
 from llma_rag.engine.load import default_device, load
 from llma_rag.engine.prepack import prepacked
-from llma_rag.engine.probe import runner_of
 from llma_rag.engine.twin import can_twin, twin
+
+_HEADS = ("arm", "ms/token", "TTFT ms", "TPOT ms", "tok/fwd", "bandwidth", "identical")
 
 DIFFERENT = 3
 """Exit status of `--verify` where an answer of ours differs from plain decoding."""
@@ -97,12 +99,12 @@ def bench_command(
     try:
         rows = _timed(bench, names, loaded, repeats)
         named = model or f"shape {shape}"
-        run = run_facts(named, decoder, loaded, dtype, tokens, repeats, not verify)
+        run = run_facts(named, bench, loaded, dtype, repeats)
     finally:
         decoder.close()
     _print(rows, run, console or Console())
     if json_file is not None:
-        content = [{**asdict(row), "run": run} for row in rows]
+        content = [{**asdict(row), "bandwidth": share(row, run), "run": run} for row in rows]
         json_file.write_text(json.dumps(content, indent=1) + "\n")
     if plot is not None:
         _plot(rows, plot)
@@ -149,12 +151,13 @@ def _timed(
 
 
 def run_facts(
-    model: str, decoder: Decoder, traces: Sequence[TraceTokens],
-    dtype: str, tokens: int, repeats: int, forced: bool,
-) -> dict[str, Any]:  # fmt: skip
+    model: str, bench: Bench, traces: Sequence[TraceTokens], dtype: str, repeats: int
+) -> dict[str, Any]:
     """Return what a run's figures hang on, and what wider passes cost there."""
+    decoder = bench.decoder
     device = decoder.model.device
     on_gpu = device.type == "cuda"
+    runner = decoder.runner
     return {
         "model": model,
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
@@ -164,11 +167,12 @@ def run_facts(
         "torch": torch.__version__,
         "prompts": len(traces),
         "prompt_tokens": sorted(len(trace.prompt) for trace in traces),
-        "tokens": tokens,
+        "tokens": bench.tokens,
         "repeats": repeats,
-        "forced": forced,
+        "forced": bench.forced,
         "date": datetime.now(UTC).date().isoformat(),
-        "relative_time_of_widths": measure(runner_of(decoder.model)).times,
+        "relative_time_of_widths": (calibrate(runner).times or measure(runner).times),
+        **traffic(bench.model),
     }
 
 
@@ -176,15 +180,15 @@ def _print(rows: Sequence[ArmRow], run: dict[str, Any], console: Console) -> Non
     console.print({name: value for name, value in run.items() if name != "prompt_tokens"})
     names = [row.arm for row in rows]
     table = Table(title="Times; a ratio (after the first token) above 1: the row is quicker")
-    for name in ("arm", "ms/token", "TTFT ms", "TPOT ms", "tok/fwd", "identical", *names):
+    for name in (*_HEADS, *names):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in rows:
         ratios = [_ratio(row.tpot_ratio[name]) if name in row.tpot_ratio else "" for name in names]
         same = "" if row.identical is None else f"{row.identical:.0%}"
         numbers = (row.ms_per_token, row.ttft_ms, row.tpot_ms)
         table.add_row(
-            row.arm, *(f"{one:.1f}" for one in numbers), f"{row.tokens_per_forward:.2f}", same,
-            *ratios,
+            row.arm, *(f"{one:.1f}" for one in numbers), f"{row.tokens_per_forward:.2f}",
+            f"{share(row, run):.0%}", same, *ratios,
         )  # fmt: skip
     console.print(table)
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from llma_rag.bench.arms import Timed
 from llma_rag.bench.traces import TraceTokens
 
 RESAMPLES = 2_000
+
+WARM_UP_TOKENS = 8
+"""Tokens of the forced answer that warms up."""
 
 Run = Callable[[str, TraceTokens], Timed]
 
@@ -27,10 +30,14 @@ class ArmRow:
         ttft_ms: Time to the first token, milliseconds.
         tpot_ms: Time per token after the first, milliseconds.
         tokens_per_forward: Tokens over forward passes, all prompts together.
+        ms_per_forward: Time per forward pass after the first, milliseconds; 0 if there is none.
+        context: Tokens behind which a pass stands, half of the answer included.
         identical: Share of answers equal to those of the reference arm; None without that arm.
         ratio: By other arm, its time per answer over this one's: above 1 this arm is quicker.
             Median over prompts with a 95 % bootstrap interval, and each prompt's ratio.
         tpot_ratio: The same of the time after the first token.
+        ttft_more_ms: By other arm, by how many milliseconds this one's first token comes later:
+            the median over prompts, an interval, and each prompt's median over repeats.
     """
 
     arm: str
@@ -38,9 +45,12 @@ class ArmRow:
     ttft_ms: float
     tpot_ms: float
     tokens_per_forward: float
+    ms_per_forward: float = 0.0
+    context: float = 0.0
     identical: float | None
     ratio: dict[str, dict[str, object]] = field(default_factory=dict)
     tpot_ratio: dict[str, dict[str, object]] = field(default_factory=dict)
+    ttft_more_ms: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 def interleave(
@@ -51,7 +61,7 @@ def interleave(
     progress: Callable[[], None] = lambda: None,
     time_is_up: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[list[Timed]]]:
-    """Run all arms on each prompt, in random order, and again; the very first time warms up.
+    """Run all arms on each prompt, in random order, and again; a short answer warms up.
 
     Args:
         run: Decodes a prompt by an arm.
@@ -65,13 +75,14 @@ def interleave(
         For each arm and prompt its repeats; prompts that were not reached are left out.
     """
     order = random.Random(0)
+    warm = replace(traces[0], answer=traces[0].answer[:WARM_UP_TOKENS])
     found: dict[str, list[list[Timed]]] = {arm: [[] for _ in traces] for arm in arms}
     turns = [0, *(number for _ in range(repeats) for number in range(len(traces)))]
     for turn, number in enumerate(turns):
         if turn > 1 and time_is_up():
             break
         for arm in order.sample(list(arms), len(arms)):
-            timed = run(arm, traces[number])
+            timed = run(arm, traces[number] if turn else warm)
             if turn:
                 found[arm][number].append(timed)
             progress()
@@ -93,18 +104,26 @@ def _row(arm: str, found: Mapping[str, Sequence[Sequence[Timed]]]) -> ArmRow:
         theirs = [runs[-1].token_ids for runs in found[reference]]
         same = float(np.mean([a.token_ids == b for a, b in zip(last, theirs, strict=True)]))
     seconds, after = per_prompt(mine), per_prompt(mine, _after_first)
+    first = per_prompt(mine, _first)
     return ArmRow(
         arm=arm,
         ms_per_token=float(np.median(seconds / tokens)) * 1e3,
-        ttft_ms=float(np.median([np.median([t.first_token for t in runs]) for runs in mine])) * 1e3,
-        tpot_ms=float(np.median([np.median([t.per_token for t in runs]) for runs in mine])) * 1e3,
+        ttft_ms=float(np.median(first)) * 1e3,
+        tpot_ms=float(np.median(after)) * 1e3,
         tokens_per_forward=float(tokens.sum() / max(sum(one.forwards for one in last), 1)),
+        ms_per_forward=float(np.median(per_prompt(mine, _per_forward))) * 1e3,
+        context=float(np.mean([one.prompt_tokens + len(one.token_ids) / 2 for one in last])),
         identical=same,
         ratio={
             other: ratio_of(per_prompt(found[other]) / seconds) for other in found if other != arm
         },
         tpot_ratio={
             other: ratio_of(per_prompt(found[other], _after_first) / after)
+            for other in found
+            if other != arm
+        },
+        ttft_more_ms={
+            other: ratio_of((first - per_prompt(found[other], _first)) * 1e3)
             for other in found
             if other != arm
         },
@@ -120,6 +139,14 @@ def per_prompt(
 
 def _after_first(timed: Timed) -> float:
     return timed.per_token
+
+
+def _first(timed: Timed) -> float:
+    return timed.first_token
+
+
+def _per_forward(timed: Timed) -> float:
+    return (timed.seconds - timed.first_token) / max(timed.forwards - 1, 1)
 
 
 def ratio_of(ratios: np.ndarray) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Make recorded answers into work on which copying cannot help, or is made to fail."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llma_rag.bench.traces import TraceTokens
@@ -23,13 +23,19 @@ def without_overlap(traces: Sequence[TraceTokens]) -> list[TraceTokens]:
     ]
 
 
-def misleading(traces: Sequence[TraceTokens]) -> list[TraceTokens]:
+def misleading(
+    traces: Sequence[TraceTokens], decode: Callable[[Sequence[int]], str]
+) -> list[TraceTokens]:
     """Return the same with passages that begin like the answer and go on wrongly, again and again.
 
-    Every word of the answer is followed there by words of the next row's passages.
+    Every token of the answer is followed there by words of the next row's passages.
+
+    Args:
+        traces: At least two rows.
+        decode: Turns token ids into text.
     """
     return [
-        _instead(one, one, (_mislead(one.trace.answer, " ".join(one.trace.passages)),))
+        _instead(one, one, (_mislead([decode([token]) for token in one.answer], one),))
         for one in without_overlap(traces)
     ]
 
@@ -40,10 +46,10 @@ def _instead(one: TraceTokens, other: TraceTokens, passages: tuple[str, ...]) ->
     )
 
 
-def _mislead(answer: str, wrong: str, length: int = 6) -> str:
-    other = wrong.split()
+def _mislead(pieces: Sequence[str], one: TraceTokens, length: int = 6) -> str:
+    other = " ".join(one.trace.passages).split()
     parts: list[str] = []
-    for number, word in enumerate(answer.split()):
+    for number, piece in enumerate(pieces):
         start = number * length % max(len(other), 1)
-        parts += [word, *other[start : start + length]]
-    return " ".join(parts)
+        parts += [piece.strip(), *other[start : start + length]]
+    return " ".join(filter(None, parts))
