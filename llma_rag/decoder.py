@@ -7,6 +7,7 @@ import threading
 import weakref
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import cache
 from typing import Any, NoReturn, Unpack, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from llma_rag.engine.options import check_names
 from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
 from llma_rag.engine.step import StepRunner
+from llma_rag.engine.warmup import capture
 from llma_rag.loop import Loop
 from llma_rag.result import (
     GenerationOptions,
@@ -59,6 +61,7 @@ class Decoder:
         prefix_cache_bytes: int = 0,
         recycling: bool = True,
         answers: AnswerStore | None = None,
+        warmup: bool = True,
     ) -> None:
         """Take a loaded model.
 
@@ -79,6 +82,8 @@ class Decoder:
                 that must not share even pairs of tokens.
             answers: Keeps finished answers, to be copied from in later requests of the same
                 namespace, which every request must then name. None keeps none.
+            warmup: Time the model's passes now, and on CUDA capture a step. False leaves that to
+                the first request that drafts, which waits for it.
 
         Raises:
             TypeError: If a default is unknown.
@@ -95,6 +100,7 @@ class Decoder:
             answers.check(tokenizer)
         self._drafting = Drafting(max_draft_tokens, min_match_length, recycling, answers)
         self._wanted = exactness
+        self._warmup = warmup
         self._prefix_cache_bytes = prefix_cache_bytes
         self._lock = threading.Lock()
         self._prepare()
@@ -103,6 +109,10 @@ class Decoder:
         """Make what runs the model as it is now: adapters and vocabularies may come and go."""
         self._picture = picture(self.model)
         self._runner = runner = with_exactness(runner_of(self.model), self._wanted)
+        calibrated = cache(lambda: calibrate(runner))
+        if self._warmup:
+            calibrated()
+            capture(runner)
         most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
         self._loop = Loop(
             self.model,
@@ -111,7 +121,7 @@ class Decoder:
             context_length=self.context_length,
             defaults=self._defaults,
             prefixes=PrefixCache(runner, most_bytes) if most_bytes else None,
-            drafting=replace(self._drafting, costs=calibrate(runner).curve),
+            drafting=replace(self._drafting, costs=lambda tokens: calibrated().curve(tokens)),
         )
         self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
@@ -128,6 +138,7 @@ class Decoder:
         prefix_cache_bytes: int = 0,
         recycling: bool = True,
         answers: AnswerStore | None = None,
+        warmup: bool = True,
         **options: Unpack[LoadOptions],
     ) -> "Decoder":
         """Load a model and its tokenizer by hub id or folder; see `LoadOptions`.
@@ -147,6 +158,7 @@ class Decoder:
             prefix_cache_bytes=prefix_cache_bytes,
             recycling=recycling,
             answers=answers,
+            warmup=warmup,
         )
 
     @property

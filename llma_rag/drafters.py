@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from llma_rag.answers import AnswerStore, Recalled
@@ -56,14 +57,16 @@ class Drafters:
         self._banned_tokens = banned_tokens
         self._vocab_size = vocab_size
         self._supports_trees = supports_trees
-        self._experiences = Experiences(
-            banned_tokens=banned_tokens,
-            recycling=drafting.recycling and drafting.costs(0) is not None,
-        )
+
+    @cached_property
+    def _experiences(self) -> Experiences:
+        """Made with the first request that drafts: it may be the one that measures the costs."""
+        recycling = self._drafting.recycling and self._drafting.costs(0) is not None
+        return Experiences(banned_tokens=self._banned_tokens, recycling=recycling)
 
     def experience(self, request: GenerationRequest) -> Experience:
-        """Return the experience with requests of this one's namespace."""
-        return self._experiences.of(request.namespace)
+        """Return the experience with requests of this one's namespace, if it drafts."""
+        return self._experiences.of(request.namespace) if request.draft else Experience()
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse a request that must name a namespace and does not.

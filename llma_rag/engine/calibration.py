@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from llma_rag.costs import CostCurve
 from llma_rag.engine.load import context_length
 from llma_rag.engine.memory import SlabMemory
+from llma_rag.engine.progress import progress
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner
 
@@ -90,6 +92,31 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
 
 def measure(runner: StepRunner) -> Calibration:
     """Time passes of several widths at two context lengths, in about a second."""
+    with progress("Timing passes", "pass") as bar:
+        return _measure(_Timer(runner, bar))
+
+
+class _Timer:
+    """Times passes of a runner and tells a progress bar."""
+
+    def __init__(self, runner: StepRunner, bar: Any) -> None:
+        self.runner = runner
+        self._bar = bar
+
+    def time(self, row: Row, width: int, parents: Sequence[int] | None = None) -> float:
+        """Return the seconds of one pass; drafts are chains unless `parents` say otherwise."""
+        drafted = width - 1
+        chain = range(-1, drafted - 1)
+        step = Pass(row, [0], [0] * drafted, chain if parents is None else parents)
+        started = time.perf_counter()
+        self.runner.run(step).argmax(-1).tolist()
+        taken = time.perf_counter() - started
+        self._bar.update()
+        return taken
+
+
+def _measure(timer: _Timer) -> Calibration:
+    runner = timer.runner
     most = min(context_length(runner.model.config) or UNBOUNDED, max(CONTEXTS) + 2 * max(WIDTHS))
     contexts = [one for one in CONTEXTS if one + max(WIDTHS) < most] or [1]
     deadline = time.perf_counter() + SECONDS / len(contexts)
@@ -97,24 +124,23 @@ def measure(runner: StepRunner) -> Calibration:
     branching: dict[int, float] = {}
     for context in contexts:
         row = _row(runner, context)
-        times = _times(runner, row, deadline)
+        times = _times(timer, row, deadline)
         found[context] = _relative(times)
         if runner.supports_trees:
             rounds = SLOW_ROUNDS if times[1] > SLOW_PASS else ROUNDS[0]
-            branching[context] = round(_branching(runner, row, rounds) / times[1], 4)
+            branching[context] = round(_branching(timer, row, rounds) / times[1], 4)
         deadline += SECONDS / len(contexts)
     return Calibration(found, branching)
 
 
-def _branching(runner: StepRunner, row: Row, rounds: int) -> float:
+def _branching(timer: _Timer, row: Row, rounds: int) -> float:
     """Return by how many seconds a small tree takes longer than a chain of its size."""
-    if runner.draft_limit(row) < BRANCHED:
+    if timer.runner.draft_limit(row) < BRANCHED:
         return 0.0
     chain, tree = range(-1, BRANCHED - 1), [-1, *range(-1, BRANCHED - 2)]
-    _time(runner, row, BRANCHED + 1, tree)
+    timer.time(row, BRANCHED + 1, tree)
     times = [
-        [_time(runner, row, BRANCHED + 1, parents) for parents in (chain, tree)]
-        for _ in range(rounds)
+        [timer.time(row, BRANCHED + 1, parents) for parents in (chain, tree)] for _ in range(rounds)
     ]
     chained, branched = (min(of) for of in zip(*times, strict=True))
     return float(max(0.0, branched - chained))
@@ -143,36 +169,27 @@ def _row(runner: StepRunner, context: int) -> Row:
     return row
 
 
-def _times(runner: StepRunner, row: Row, deadline: float) -> dict[int, float]:
+def _times(timer: _Timer, row: Row, deadline: float) -> dict[int, float]:
     """Return the least time of each width; the rounds take turns, so that noise meets all."""
-    widths = [one for one in WIDTHS if one <= 1 + runner.draft_limit(row)]
-    _time(runner, row, 1)
-    first = _time(runner, row, 1)
+    widths = [one for one in WIDTHS if one <= 1 + timer.runner.draft_limit(row)]
+    timer.time(row, 1)
+    first = timer.time(row, 1)
     least, most = ROUNDS
     if first > SLOW_PASS:
         widths, least = [one for one in widths if one in (1, 4, 8, 16, 32)], SLOW_ROUNDS
     for width in widths[1:]:
-        _time(runner, row, width)
+        timer.time(row, width)
     best = {1: first}
     for round_ in range(1, most + 1):
         settled = True
         for width in widths:
-            before, taken = best.get(width, float("inf")), _time(runner, row, width)
+            before, taken = best.get(width, float("inf")), timer.time(row, width)
             settled &= taken > before * (1 - SETTLED)
             best[width] = min(taken, before)
         late = time.perf_counter() >= deadline
         if late and round_ >= least and (settled or round_ >= least + FURTHER_ROUNDS):
             break
     return best
-
-
-def _time(runner: StepRunner, row: Row, width: int, parents: Sequence[int] | None = None) -> float:
-    """Return the seconds of one pass; drafts are chains unless `parents` say otherwise."""
-    drafted = width - 1
-    step = Pass(row, [0], [0] * drafted, range(-1, drafted - 1) if parents is None else parents)
-    started = time.perf_counter()
-    runner.run(step).argmax(-1).tolist()
-    return time.perf_counter() - started
 
 
 def _relative(times: Mapping[int, float]) -> dict[int, float]:

@@ -11,6 +11,7 @@ from llma_rag.engine.captured import CapturedSteps, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.warmup import capture
 
 WIDTH = 4
 
@@ -66,3 +67,17 @@ def test_a_slab_that_grows_is_captured_again(model: PreTrainedModel) -> None:
         fixed.keep(step, [])
     assert steps.captures == 2
     assert row.length == row.memory.length == 262
+
+
+def test_a_step_captured_at_load_serves_the_first_request(model: PreTrainedModel) -> None:
+    free, fixed, steps = captured_of(model)
+    capture(free)
+    capture(fixed, capacity=200)
+    gc.collect()
+    assert steps.captures == 1
+    row = fixed.open_row(150)
+    for tokens in ([7] * 100, [8], [9]):
+        step = Pass(row, tokens)
+        fixed.run(step)
+        fixed.keep(step, [])
+    assert steps.captures == 1
