@@ -13,6 +13,4 @@ def progress(what: str, unit: str, total: int | None = None) -> Any:
 
     `transformers.utils.logging.disable_progress_bar()` switches it off with those of transformers.
     """
-    return logging.tqdm(
-        desc=what, unit=unit, total=total, delay=DELAY, leave=False, disable=None
-    )
+    return logging.tqdm(desc=what, unit=unit, total=total, delay=DELAY, leave=False, disable=None)
