@@ -1,6 +1,7 @@
 """Turn prompts and references into token ids; knows the tokenizer only."""
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,8 @@ class EncodedReferences:
     """Token ids of references, without special tokens.
 
     Attributes:
-        token_ids: Ids of each reference.
-        offsets: For each token of each reference, its first character.
+        token_ids: Ids of each reference, 4 bytes each.
+        offsets: For each token of each reference, its first character; likewise.
         cut: Indices of references of which only the beginning was tokenised.
     """
 
@@ -78,10 +79,10 @@ def _encode(tokenizer: Any, text: str) -> tuple[Sequence[int], Sequence[int]]:
     encoded = tokenizer(
         _encodable(text), add_special_tokens=False, return_offsets_mapping=fast, verbose=False
     )
-    ids = encoded["input_ids"]
+    ids = array("i", encoded["input_ids"])
     if fast:
-        return ids, [start for start, _ in encoded["offset_mapping"]]
-    return ids, [len(text) * place // max(1, len(ids)) for place in range(len(ids))]
+        return ids, array("i", (start for start, _ in encoded["offset_mapping"]))
+    return ids, array("i", (len(text) * place // len(ids) for place in range(len(ids))))
 
 
 def _encodable(text: str) -> str:
