@@ -3,11 +3,13 @@
 import copy
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from llma_rag.engine import bitwise, captured
 from llma_rag.engine.bitwise import bitwise_runner, is_bitwise
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.fixed import FixedShape
@@ -122,6 +124,31 @@ def test_the_self_test_refuses_what_is_not(what: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(StepRunner, "run", wrong)
     assert not is_bitwise(runner)
+
+
+@pytest.mark.parametrize("has_triton", [True, False])
+def test_without_triton_steps_on_cuda_attend_by_sdpa(
+    has_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those steps are the uncaptured ones of this file, which the self-test grants here."""
+    model = tiny_model("llama-gqa")
+    looked_for: list[str] = []
+
+    def find(name: str) -> object:
+        looked_for.append(name)
+        return object() if has_triton else None
+
+    config = copy.deepcopy(model.config)
+    config.head_dim = 16
+    on_gpu = SimpleNamespace(
+        config=config, device=torch.device("cuda"), named_parameters=model.named_parameters
+    )
+    monkeypatch.setattr(captured, "find_spec", find)
+    monkeypatch.setattr(bitwise, "CapturedSteps", lambda *_: "captured")
+    runner = SimpleNamespace(model=on_gpu, verdict=SimpleNamespace(fast=True))
+    ways = [*bitwise._ways(runner, 16)]
+    assert ways == (["captured", None] if has_triton else [None])
+    assert looked_for == ["triton"]
 
 
 def test_positions_stay_within_the_context() -> None:

@@ -214,6 +214,7 @@ def _key(runner: StepRunner) -> str:
         "model": type(model).__name__,
         "sizes": sizes,
         "layers": sorted({type(module).__name__ for module in model.modules()}),
+        "weights": sorted({type(weight).__name__ for weight in model.parameters()}),
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
         "machine": [platform.machine(), platform.node(), device.type],
         "dtype": str(model.dtype),

@@ -126,8 +126,9 @@ def _prepacked_below(parent: nn.Module) -> Iterator[tuple[str, PrepackedLinear]]
 
 def _can_exchange(layer: nn.Linear) -> bool:
     hooked = layer._forward_hooks or layer._forward_pre_hooks or vars(layer).get("forward")
-    on_cpu = layer.weight.device.type == "cpu"
-    return on_cpu and not hooked and can_prepack(layer.weight.dtype)
+    weight = layer.weight.detach()  # torchao's quantised layers differ in the weight's class alone
+    plain = type(weight) is torch.Tensor and weight.device.type == "cpu"
+    return plain and not hooked and can_prepack(weight.dtype)
 
 
 def _can_join(layers: Sequence[nn.Linear | None]) -> bool:
