@@ -75,9 +75,8 @@ def test_a_model_with_layers_of_another_library(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_transformers_quantises_with_torchao(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,7 +88,7 @@ def test_a_model_that_transformers_quantises_with_torchao(
 
         def made() -> Decoder:
             options: dict[str, Any] = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
-            return Decoder.from_pretrained(tmp_path, device="cpu", dtype=dtype, **options)
+            return Decoder.from_pretrained(tmp_path, device="cpu", dtype=torch.float32, **options)
 
         model = made().model
         assert type(model.model.layers[0].mlp.up_proj.weight).__module__.startswith("torchao")
