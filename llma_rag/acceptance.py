@@ -23,6 +23,9 @@ FAR = 128
 RECYCLED_RANKS = 8
 """Ranks of a recycled successor that are told apart; a copy that is none has the rank after."""
 
+FIRMEST = 200.0
+"""Highest precision of a weight while it learns, so that it keeps following the requests."""
+
 NO_SUCCESSORS = -1
 """Rank of a copied token where no recycled successors are known."""
 
@@ -253,8 +256,11 @@ class AcceptanceModel:
         lean.precision += information
         lean.log_odds += error / lean.precision
         for place in evidence:
-            precisions[place] += information
-            weights[place] += error / precisions[place]
+            precision = precisions[place] + information
+            if precision > FIRMEST:
+                precision = FIRMEST
+            precisions[place] = precision
+            weights[place] += error / precision
 
 
 @lru_cache(maxsize=1)

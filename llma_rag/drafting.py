@@ -17,9 +17,9 @@ from llma_rag.acceptance import (
     Lean,
 )
 from llma_rag.costs import CostCurve
-from llma_rag.expansion import Grower, Limits, Successors
+from llma_rag.expansion import Grower, Limits
 from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
-from llma_rag.tree import ROOT, Candidate, Tree
+from llma_rag.tree import ROOT, Candidate, Successors, Tree
 
 CANDIDATES, LEAST_CANDIDATES = 96, 16
 """Most places from which a large tree and a chain is grown."""
@@ -169,9 +169,8 @@ class ReferenceDrafter:
         self._costs = costs
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
-        self._given_successors = successors
-        self._banned = banned_tokens
-        self._above = float("inf") if vocab_size is None else vocab_size
+        self._given_successors = successors or _no_successors
+        self._checked: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._turn = 0
         self._successors = None if successors is None else self._allowed_successors
         self._seen = len(prompt)
@@ -212,15 +211,14 @@ class ReferenceDrafter:
         )
 
     def _allowed_successors(self, token: int) -> Sequence[int]:
-        given = self._given_successors
-        found = given(token) if given is not None else ()
+        found = self._given_successors(token)
         if not found:
             return ()
-        if len(found) > RECYCLED_RANKS:
-            found = found[:RECYCLED_RANKS]
-        if self._banned.isdisjoint(found) and max(found) < self._above:
-            return found
-        return [other for other in found if self.index.may_copy(other)]
+        given, allowed = self._checked.get(token, ((), ()))
+        if given is not found:
+            allowed = [other for other in found if self.index.may_copy(other)][:RECYCLED_RANKS]
+            self._checked[token] = found, allowed
+        return allowed
 
     def _affordable(self, nodes: int) -> int:
         """Return how many of `nodes` may all be wrong without losing more than the slack allows.
@@ -273,6 +271,10 @@ class ReferenceDrafter:
         places = tree.candidates[node + 1]
         if node != ROOT and places:
             self._loci = [place[0] + depth - 1 for place in places[:LOCI]]
+
+
+def _no_successors(_: int) -> Sequence[int]:
+    return ()
 
 
 class _Sources:

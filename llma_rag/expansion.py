@@ -1,35 +1,23 @@
 """Grow a token tree out of places that continue the context, most probable paths first."""
 
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from heapq import heappop, heappush
-from math import exp
-from operator import itemgetter
+from itertools import accumulate
+from operator import itemgetter, mul
 from typing import NamedTuple
 
-from llma_rag.acceptance import (
-    AGREES_WEIGHT,
-    DEEPEST,
-    DEPTH_WEIGHT,
-    LENGTH_WEIGHT,
-    NO_SUCCESSORS,
-    RECYCLED_RANKS,
-    SHORT,
-    AcceptanceModel,
-    Lean,
-    recycled_evidence,
-)
+from llma_rag.acceptance import AcceptanceModel, Lean, recycled_evidence
 from llma_rag.costs import CostCurve
-from llma_rag.index import MAX_MATCH_LENGTH, NO_TOKEN
-from llma_rag.tree import ROOT, Candidate, Run, Tree, follow
+from llma_rag.index import NO_TOKEN
+from llma_rag.runs import Runs
+from llma_rag.tree import ROOT, Candidate, Run, Successors, Tree, follow
 
 LEAST_PROBABILITY = 1e-4
 """Paths below it are never drafted."""
 
-PRICE_FACTOR, STEP_WEIGHT = 1.15, 1.6
+PRICE_FACTOR, STEP_WEIGHT = 1.3, 1.6
 """How dear a unit of time is: tuned on recorded answers, see `Grower._price`."""
-
-Successors = Callable[[int], Sequence[int]]
-"""Gives the likely successors of a token, best first."""
 
 Entry = tuple[float, int, int, int, int, Sequence[Candidate] | None, int]
 """Negated probability, number, token, parent, depth, places, position or recycled rank (as ~rank).
@@ -61,7 +49,7 @@ class Grower:
 
     def __init__(
         self,
-        tokens: Sequence[int],
+        tokens: "array[int]",
         model: AcceptanceModel,
         lean: Lean,
         limits: Limits,
@@ -75,7 +63,7 @@ class Grower:
         self._successors = successors
         self._heap: list[Entry] = []
         self._pushed = 0
-        self._same: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._runs = Runs(model, lean)
         self._margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
         price = min(self._margins, default=0.0) * limits.price * PRICE_FACTOR
         self._least = max(LEAST_PROBABILITY, price)
@@ -143,13 +131,53 @@ class Grower:
         Does what expanding node after node would do, with less work; most drafts are such runs.
         Returns the gain, that of the nodes before included.
         """
+        start = places[0][0] + depth
+        room = min(self._limits.nodes - node - 1, self._limits.depth - depth)
+        tokens = self._tokens[start : start + room].tolist()
+        if NO_TOKEN in tokens:
+            del tokens[tokens.index(NO_TOKEN) :]
+        if self._successors is not None:
+            return self._run_beside(node, depth, probability, places, gain, tokens)
+        chances = self._runs.copied(places[0], depth, len(tokens))
+        paths = [*accumulate(chances, mul, initial=probability)][1:]
+        kept = self._worth(node + 1, paths, gain)
+        if kept < len(paths):
+            here, deeper = node + kept, depth + kept + 1
+            self._push(paths[kept], tokens[kept], here, deeper, places, start + kept)
+            del tokens[kept:], paths[kept:]
+        self.tree.add_run(node, Run(places, start, tokens, paths))
+        return gain + sum(paths)
+
+    def _worth(self, nodes: int, paths: Sequence[float], gain: float) -> int:
+        """Return how many paths of falling probability are drafted before any other one."""
+        margins = self._margins
+        rival = -self._heap[0][0] if self._heap else 0.0
+        if not margins and paths and paths[-1] >= rival:
+            return len(paths)
+        for kept, path in enumerate(paths, nodes):
+            if path < rival or (margins and path < margins[kept] * self._price(kept, gain)):
+                return kept - nodes
+            gain += path
+        return len(paths)
+
+    def _run_beside(
+        self,
+        node: int,
+        depth: int,
+        probability: float,
+        places: Sequence[Candidate],
+        gain: float,
+        foretold: Sequence[int],
+    ) -> float:
+        """Do what `_run` does where recycled tokens stand beside each of the `foretold` ones."""
         tree, limits, margins = self.tree, self._limits, self._margins
         rival = -self._heap[0][0] if self._heap else 0.0
-        room = min(limits.nodes - node - 1, limits.depth - depth)
         run = Run(places, places[0][0] + depth)
         tokens, paths, looked_up = run.tokens, run.paths, run.successors
         at, before = node, probability
-        for token, child, found, recycled in self._ahead(tree.tokens[node], depth, places[0]):
+        for token, child, found, recycled in self._runs.beside(
+            tree.tokens[node], foretold, places[0], depth, self._successors
+        ):
             looked_up.append(found)
             path = before * child
             if found:
@@ -168,51 +196,10 @@ class Grower:
             before = path
             at += 1
             depth += 1
-            if len(tokens) >= room:
-                tree.add_run(node, run)
-                return gain
         tree.add_run(node, run)
-        if self._successors is not None:
+        if at + 1 < limits.nodes and depth < limits.depth:
             self._expand(at, depth, before, places, tree.tokens[at])
         return gain
-
-    def _ahead(
-        self, last: int, depth: int, place: Candidate
-    ) -> Iterator[tuple[int, float, Sequence[int], float]]:
-        """Yield what a place foretells behind `depth` tokens of a path that ends with `last`.
-
-        Token by token: the token, its probability given its parent, the recycled successors of
-        its parent, a bound of the probability of each of them.
-        """
-        weights, successors = self._model.weights, self._successors
-        first, length, distance, source = place
-        same = self._run_odds(distance, source)
-        rank, found, bound = NO_SUCCESSORS, (), 0.0  # type: int, Sequence[int], float
-        for token in self._tokens[first + depth : first + self._limits.depth]:
-            if token < 0:
-                return
-            short = min(length + depth, MAX_MATCH_LENGTH)
-            deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
-            if successors is not None:
-                found = successors(last)
-                rank = NO_SUCCESSORS
-                if found:
-                    rank = found.index(token) if token in found else RECYCLED_RANKS
-                    bound = 1.0 / (1.0 + exp(-same[3 + SHORT[short]] - deep))
-            odds = same[SHORT[short]] + weights[LENGTH_WEIGHT[short]] + deep
-            odds += weights[AGREES_WEIGHT + rank]
-            yield token, 1.0 / (1.0 + exp(-odds)), found, bound
-            last = token
-            depth += 1
-
-    def _run_odds(self, distance: int, source: int) -> tuple[float, ...]:
-        """Return the log-odds that stay the same along a run, by `SHORT`: copied, then recycled."""
-        found = self._same.get((distance, source))
-        if found is None:
-            model, lean = self._model, self._lean
-            found = model.run_log_odds(distance, source, lean) + model.recycled_log_odds(lean)
-            self._same[distance, source] = found
-        return found
 
     def _price(self, nodes: int, gain: float) -> float:
         """Return how many tokens a unit of time is worth in this step.

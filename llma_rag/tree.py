@@ -1,6 +1,6 @@
 """A draft as a tree of nodes, with the places behind each and what is known of what may follow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from llma_rag.acceptance import (
@@ -26,6 +26,10 @@ Copy = tuple[int, Evidence, Sequence[Candidate], int]
 
 Offer = tuple[int, Evidence]
 """A token that may follow a node, drafted or not, and what is known of it."""
+
+
+Successors = Callable[[int], Sequence[int]]
+"""Gives the likely successors of a token, best first."""
 
 
 @dataclass(slots=True)
@@ -170,6 +174,8 @@ def follow(
         depth: Tokens by which the path is longer than where the places begin.
         successors: Recycled successors of the last token, best first.
     """
+    if len(places) == 1:
+        return _follow_one(tokens, places, depth, successors)
     size = len(tokens)
     groups: dict[int, list[Candidate]] = {}
     voters: dict[int, int] = {}
@@ -209,3 +215,19 @@ def follow(
         )
         found.append((token, evidence, group, first + depth))
     return found
+
+
+def _follow_one(
+    tokens: Sequence[int], places: Sequence[Candidate], depth: int, successors: Sequence[int]
+) -> list[Copy]:
+    """Do what `follow` does where only one place is left."""
+    first, length, distance, source = places[0]
+    position = first + depth
+    if position >= len(tokens) or tokens[position] == NO_TOKEN:
+        return []
+    token, rank = tokens[position], NO_SUCCESSORS
+    if successors:
+        rank = successors.index(token) if token in successors else RECYCLED_RANKS
+    length = min(length + depth, MAX_MATCH_LENGTH)
+    evidence = copy_evidence(length, distance, depth, source, 1, 1, 1, 1, 0, rank)
+    return [(token, evidence, places, position)]
