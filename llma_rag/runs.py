@@ -18,6 +18,10 @@ from llma_rag.index import MAX_MATCH_LENGTH
 from llma_rag.tree import Candidate, Successors
 
 
+Ahead = tuple[int, float, Sequence[int], float]
+"""Token, its probability, recycled successors of the one before it, a bound of theirs."""
+
+
 def _left(weights: Sequence[int]) -> list[int]:
     """Return, for each entry, how many from it on are equal; the last one holds for ever."""
     left = [1 << 30]
@@ -54,11 +58,8 @@ class Runs:
         place: Candidate,
         depth: int,
         successors: Successors,
-    ) -> Iterator[tuple[int, float, Sequence[int], float]]:
+    ) -> Iterator[Ahead]:
         """Yield what a place foretells where tokens are recycled as well.
-
-        Token by token: the token, its probability, the recycled successors of the token before
-        it, a bound of the probability of each of them.
 
         Args:
             last: The token before the first.
