@@ -218,6 +218,12 @@ class AcceptanceModel:
             return 0.0
         return 1.0 / (1.0 + math.exp(-log_odds))
 
+    def probabilities(self, evidences: Sequence[Evidence], lean: Lean) -> list[float]:
+        """Return `probability` of each of several tokens."""
+        weight, leaning = self.weights.__getitem__, lean.log_odds
+        log_odds = [sum(map(weight, evidence), leaning) for evidence in evidences]
+        return [1.0 / (1.0 + math.exp(-one)) if one > -30.0 else 0.0 for one in log_odds]
+
     def run_log_odds(self, distance: int, source: int, lean: Lean) -> tuple[float, float, float]:
         """Return the log-odds of the only place left.
 
@@ -249,7 +255,8 @@ class AcceptanceModel:
 
     def observe(self, evidence: Evidence, lean: Lean, accepted: bool) -> None:
         """Learn from one token whose parent was accepted."""
-        expected = self.probability(evidence, lean)
+        log_odds = sum(map(self.weights.__getitem__, evidence), lean.log_odds)
+        expected = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
         error = accepted - expected
         information = expected * (1.0 - expected)
         weights, precisions = self.weights, self.precisions

@@ -241,15 +241,19 @@ class ReferenceDrafter:
         borders, sources = self._sources.borders, self._sources.sources
         near, far = [*self._loci, -FAR, -FAR][:2]
         places = self.index.places(context, limit)
-        found: list[Candidate] = []
-        for position, length in places:
-            if 0 <= position - near < FAR:
-                distance = position - near
-            elif 0 <= position - far < FAR:
-                distance = position - far
-            else:
-                distance = FAR
-            found.append((position, length, distance, sources[bisect_right(borders, position)]))
+        found: list[Candidate] = [
+            (
+                position,
+                length,
+                position - near
+                if near <= position < near + FAR
+                else position - far
+                if far <= position < far + FAR
+                else FAR,
+                sources[bisect_right(borders, position)],
+            )
+            for position, length in places
+        ]
         if self.min_match_length > 1:
             found = [place for place in found if place[1] >= self.min_match_length]
         return found

@@ -138,7 +138,7 @@ class Grower:
         begun = self._begun.get(places[0])
         if begun is None:
             tokens = self._ahead(node, depth, places[0])
-            chances = self._runs.copied(places[0], depth, len(tokens))
+            chances = self._runs.copied(places[0], depth, len(tokens))[: len(tokens)]
             paths = [*accumulate(chances, mul, initial=probability)][1:]
             self._begun[places[0]] = begun = depth, tokens, paths
         first, tokens, paths = begun
@@ -266,19 +266,19 @@ class Grower:
         copies = follow(self._tokens, places, depth, found)
         if len(places) > 1:
             tree.copies[node] = copies
-        children = [
-            (probability * model.probability(evidence, lean), token, rest, position)
-            for token, evidence, rest, position in copies
+        paths = [
+            probability * chance
+            for chance in model.probabilities([copy[1] for copy in copies], lean)
         ]
-        if not self._limits.branching:
-            if len(children) > 1:
-                children = [max(children, key=itemgetter(0))]
-            self._recycle(node, depth, 0, more_than=children[0][0] if children else 0.0)
-            if self._heap:
+        best = 0.0
+        if not self._limits.branching and copies:
+            best = max(paths)
+            copies, paths = [copies[paths.index(best)]], [best]
+        if found:
+            self._recycle(node, depth, 0, more_than=best)
+            if self._heap and not self._limits.branching:
                 return
-        elif found:
-            self._recycle(node, depth, 0)
-        for path, token, rest, position in children:
+        for path, (token, _, rest, position) in zip(paths, copies, strict=True):
             self._push(path, token, node, depth + 1, rest, position)
 
     def _recycle(self, node: int, depth: int, rank: int, more_than: float = 0.0) -> None:

@@ -42,13 +42,21 @@ class Runs:
         self._model = model
         self._lean = lean
         self._same: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._copied: dict[tuple[tuple[int, ...], int], list[float]] = {}
 
     def copied(self, place: Candidate, depth: int, size: int) -> list[float]:
-        """Return the probabilities of `size` tokens behind `depth` ones, nothing being recycled."""
-        agrees = self._model.weights[AGREES_WEIGHT + NO_SUCCESSORS]
-        found: list[float] = []
-        for count, odds, _ in self._levels(place, depth, size):
-            found += [1.0 / (1.0 + exp(-agrees - odds))] * count
+        """Return the probabilities of the tokens behind `depth` ones, nothing being recycled.
+
+        At least `size` of them; nodes that are drafted later ask for fewer.
+        """
+        known = place[1:], depth
+        found = self._copied.get(known)
+        if found is None or len(found) < size:
+            agrees = self._model.weights[AGREES_WEIGHT + NO_SUCCESSORS]
+            found = []
+            for count, odds, _ in self._levels(place, depth, size):
+                found += [1.0 / (1.0 + exp(-agrees - odds))] * count
+            self._copied[known] = found
         return found
 
     def beside(
@@ -92,8 +100,8 @@ class Runs:
         same = self._odds(distance, source)
         end = depth + size
         while depth < end:
-            matched = min(length + depth, MAX_MATCH_LENGTH)
-            deep = min(depth, DEEPEST)
+            matched = length + depth if length + depth < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH
+            deep = depth if depth < DEEPEST else DEEPEST
             count = min(_LENGTH_LEFT[matched], _DEPTH_LEFT[deep], end - depth)
             short, odds = SHORT[matched], weights[DEPTH_WEIGHT[deep]]
             yield count, same[short] + weights[LENGTH_WEIGHT[matched]] + odds, same[3 + short] + odds

@@ -176,21 +176,20 @@ def follow(
     """
     if len(places) == 1:
         return _follow_one(tokens, places, depth, successors)
-    size = len(tokens)
+    try:
+        following = [tokens[place[0] + depth] for place in places]
+        standing = places
+    except IndexError:
+        standing = [place for place in places if place[0] + depth < len(tokens)]
+        following = [tokens[place[0] + depth] for place in standing]
     groups: dict[int, list[Candidate]] = {}
-    voters: dict[int, int] = {}
-    for place in places:
-        position = place[0] + depth
-        if position < size:
-            length = place[1]
-            voters[length] = voters.get(length, 0) + 1
-            token = tokens[position]
-            group = groups.get(token)
-            if group is None:
-                groups[token] = [place]
-            else:
-                group.append(place)
+    for token, place in zip(following, standing, strict=True):
+        if token in groups:
+            groups[token].append(place)
+        else:
+            groups[token] = [place]
     groups.pop(NO_TOKEN, None)
+    lengths = [place[1] for place in standing]
     rank = NO_SUCCESSORS
     found: list[Copy] = []
     for token, group in groups.items():
@@ -201,13 +200,14 @@ def follow(
             distance = min([place[2] for place in group])
         if successors:
             rank = successors.index(token) if token in successors else RECYCLED_RANKS
+        matched = length + depth
         evidence = copy_evidence(
-            min(length + depth, MAX_MATCH_LENGTH),
+            matched if matched < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH,
             distance,
             depth,
             source,
             votes,
-            voters[length],
+            lengths.count(length),
             len(group),
             len(places),
             places[0][1] - length,
