@@ -170,7 +170,8 @@ class ReferenceDrafter:
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
         self._given_successors = successors or _no_successors
-        self._checked: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
+        self._banned = banned_tokens
+        self._above = float("inf") if vocab_size is None else vocab_size
         self._turn = 0
         self._successors = None if successors is None else self._allowed_successors
         self._seen = len(prompt)
@@ -214,11 +215,11 @@ class ReferenceDrafter:
         found = self._given_successors(token)
         if not found:
             return ()
-        given, allowed = self._checked.get(token, ((), ()))
-        if given is not found:
-            allowed = [other for other in found if self.index.may_copy(other)][:RECYCLED_RANKS]
-            self._checked[token] = found, allowed
-        return allowed
+        if len(found) > RECYCLED_RANKS:
+            found = found[:RECYCLED_RANKS]
+        if self._banned.isdisjoint(found) and max(found) < self._above:
+            return found
+        return [other for other in found if self.index.may_copy(other)]
 
     def _affordable(self, nodes: int) -> int:
         """Return how many of `nodes` may all be wrong without losing more than the slack allows.

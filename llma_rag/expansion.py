@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
-from operator import itemgetter, mul
+from operator import mul
 from typing import NamedTuple
 
 from llma_rag.acceptance import AcceptanceModel, Lean, recycled_evidence
@@ -16,7 +16,7 @@ from llma_rag.tree import ROOT, Candidate, Run, Successors, Tree, follow
 LEAST_PROBABILITY = 1e-4
 """Paths below it are never drafted."""
 
-PRICE_FACTOR, STEP_WEIGHT = 1.3, 1.6
+PRICE_FACTOR, STEP_WEIGHT = 1.45, 1.6
 """How dear a unit of time is: tuned on recorded answers, see `Grower._price`."""
 
 Entry = tuple[float, int, int, int, int, Sequence[Candidate] | None, int]
@@ -64,8 +64,7 @@ class Grower:
         self._heap: list[Entry] = []
         self._pushed = 0
         self._runs = Runs(model, lean)
-        self._begun: dict[Candidate, tuple[int, list[int], list[float]]] = {}
-        self._begun_beside: dict[Candidate, Iterator[Ahead]] = {}
+        self._begun: dict[Candidate, Iterator[Ahead]] = {}
         self._margins = [] if limits.costs is None else limits.costs.margins(limits.nodes)
         price = min(self._margins, default=0.0) * limits.price * PRICE_FACTOR
         self._least = max(LEAST_PROBABILITY, price)
@@ -133,73 +132,35 @@ class Grower:
         Does what expanding node after node would do, with less work; most drafts are such runs.
         Returns the gain, that of the nodes before included.
         """
-        if self._successors is not None:
-            return self._run_beside(node, depth, probability, places, gain)
-        begun = self._begun.get(places[0])
-        if begun is None:
-            tokens = self._ahead(node, depth, places[0])
-            chances = self._runs.copied(places[0], depth, len(tokens))[: len(tokens)]
-            paths = [*accumulate(chances, mul, initial=probability)][1:]
-            self._begun[places[0]] = begun = depth, tokens, paths
-        first, tokens, paths = begun
-        done = depth - first
         start = places[0][0] + depth
-        kept = self._worth(node + 1, paths, done, gain)
-        if kept < len(paths):
-            here, deeper = node + kept - done, first + kept + 1
-            self._push(paths[kept], tokens[kept], here, deeper, places, start + kept - done)
-        drafted = paths[done:kept]
-        self.tree.add_run(node, Run(places, start, tokens[done:kept], drafted))
-        return gain + sum(drafted)
-
-    def _ahead(self, node: int, depth: int, place: Candidate) -> list[int]:
-        """Return the tokens of a place that a path through `node` may still take."""
         room = min(self._limits.nodes - node - 1, self._limits.depth - depth)
-        start = place[0] + depth
-        tokens: list[int] = self._tokens[start : start + room].tolist()
+        if self._heap or self._margins or self._successors is not None:
+            return self._run_among(node, depth, probability, places, gain, room)
+        tokens = self._tokens[start : start + room].tolist()
         if NO_TOKEN in tokens:
             del tokens[tokens.index(NO_TOKEN) :]
-        return tokens
+        chances = self._runs.copied(places[0], depth, len(tokens))
+        paths = [*accumulate(chances, mul, initial=probability)][1:]
+        self.tree.add_run(node, Run(places, start, tokens, paths))
+        return gain + sum(paths)
 
-    def _worth(self, nodes: int, paths: Sequence[float], begin: int, gain: float) -> int:
-        """Return at which of the `paths`, from `begin` on, others or the costs win.
-
-        Args:
-            nodes: Nodes so far.
-            paths: Falling probabilities.
-            begin: Those before are drafted.
-            gain: Sum of the probabilities of the nodes so far.
-        """
-        margins = self._margins
-        end = min(len(paths), begin + self._limits.nodes - nodes)
-        rival = -self._heap[0][0] if self._heap else 0.0
-        if not margins and end > begin and paths[end - 1] >= rival:
-            return end
-        for number in range(begin, end):
-            path = paths[number]
-            if path < rival:
-                return number
-            if margins and path < margins[nodes] * self._price(nodes, gain):
-                return number
-            nodes += 1
-            gain += path
-        return end
-
-    def _run_beside(
-        self, node: int, depth: int, probability: float, places: Sequence[Candidate], gain: float
+    def _run_among(
+        self,
+        node: int,
+        depth: int,
+        probability: float,
+        places: Sequence[Candidate],
+        gain: float,
+        room: int,
     ) -> float:
-        """Do what `_run` does where recycled tokens may stand beside each copied one."""
-        tree, limits, margins, successors = self.tree, self._limits, self._margins, self._successors
+        """Do what `_run` does where something else may be more probable, or nodes have a price."""
+        tree, limits, margins = self.tree, self._limits, self._margins
         rival = -self._heap[0][0] if self._heap else 0.0
         run = Run(places, places[0][0] + depth)
         tokens, paths, looked_up = run.tokens, run.paths, run.successors
-        begun = self._begun_beside.get(places[0])
-        if begun is None:
-            ahead = self._ahead(node, depth, places[0])
-            begun = self._runs.beside(tree.tokens[node], ahead, places[0], depth, successors)
-            self._begun_beside[places[0]] = begun
+        ahead = self._foretold(node, depth, places[0], room)
         at, before = node, probability
-        for token, child, found, recycled in begun:
+        for token, child, found, recycled in ahead:
             looked_up.append(found)
             path = before * child
             if found:
@@ -218,12 +179,23 @@ class Grower:
             before = path
             at += 1
             depth += 1
-            if at + 1 >= limits.nodes:
-                break
+            if len(tokens) >= room:
+                tree.add_run(node, run)
+                return gain
         tree.add_run(node, run)
-        if at + 1 < limits.nodes and depth < limits.depth:
+        if self._successors is not None:
             self._expand(at, depth, before, places, tree.tokens[at])
         return gain
+
+    def _foretold(self, node: int, depth: int, place: Candidate, room: int) -> Iterator[Ahead]:
+        """Return what a place foretells behind a node, from where it was interrupted."""
+        ahead = self._begun.get(place)
+        if ahead is None:
+            tokens = self._tokens[place[0] + depth : place[0] + depth + room]
+            last = self.tree.tokens[node]
+            ahead = self._runs.ahead(last, tokens, place, depth, self._successors)
+            self._begun[place] = ahead
+        return ahead
 
     def _price(self, nodes: int, gain: float) -> float:
         """Return how many tokens a unit of time is worth in this step.

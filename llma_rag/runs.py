@@ -1,4 +1,4 @@
-"""Tell how probable the tokens are that follow one place, all of them at once."""
+"""Tell how probable the tokens are that follow one place."""
 
 from collections.abc import Iterator, Sequence
 from math import exp
@@ -16,7 +16,6 @@ from llma_rag.acceptance import (
 )
 from llma_rag.index import MAX_MATCH_LENGTH
 from llma_rag.tree import Candidate, Successors
-
 
 Ahead = tuple[int, float, Sequence[int], float]
 """Token, its probability, recycled successors of the one before it, a bound of theirs."""
@@ -42,59 +41,55 @@ class Runs:
         self._model = model
         self._lean = lean
         self._same: dict[tuple[int, int], tuple[float, ...]] = {}
-        self._copied: dict[tuple[tuple[int, ...], int], list[float]] = {}
 
     def copied(self, place: Candidate, depth: int, size: int) -> list[float]:
-        """Return the probabilities of the tokens behind `depth` ones, nothing being recycled.
-
-        At least `size` of them; nodes that are drafted later ask for fewer.
-        """
-        known = place[1:], depth
-        found = self._copied.get(known)
-        if found is None or len(found) < size:
-            agrees = self._model.weights[AGREES_WEIGHT + NO_SUCCESSORS]
-            found = []
-            for count, odds, _ in self._levels(place, depth, size):
-                found += [1.0 / (1.0 + exp(-agrees - odds))] * count
-            self._copied[known] = found
+        """Return the probabilities of `size` tokens behind `depth` ones, nothing being recycled."""
+        agrees = self._model.weights[AGREES_WEIGHT + NO_SUCCESSORS]
+        found: list[float] = []
+        for count, odds in self._levels(place, depth, size):
+            found += [1.0 / (1.0 + exp(-agrees - odds))] * count
         return found
 
-    def beside(
+    def ahead(
         self,
         last: int,
         tokens: Sequence[int],
         place: Candidate,
         depth: int,
-        successors: Successors,
+        successors: Successors | None,
     ) -> Iterator[Ahead]:
-        """Yield what a place foretells where tokens are recycled as well.
+        """Yield what a place foretells, token by token, so that little is lost where it ends soon.
 
         Args:
             last: The token before the first.
-            tokens: The tokens of the place behind `depth` ones.
+            tokens: The tokens of the place behind `depth` ones, up to `NO_TOKEN`.
             place: The place.
             depth: Tokens from the root to `last`.
-            successors: Gives the recycled successors of a token.
+            successors: Gives the recycled successors of a token; None: nothing is recycled.
         """
-        agrees = self._model.weights[AGREES_WEIGHT : AGREES_WEIGHT + RECYCLED_RANKS + 1]
-        unknown = self._model.weights[AGREES_WEIGHT + NO_SUCCESSORS]
-        begin = 0
-        for count, odds, bound_odds in self._levels(place, depth, len(tokens)):
-            plain, bound = 1.0 / (1.0 + exp(-unknown - odds)), 1.0 / (1.0 + exp(-bound_odds))
-            for token in tokens[begin : begin + count]:
+        weights = self._model.weights
+        _, length, distance, source = place
+        same = self._odds(distance, source)
+        rank, found, bound = NO_SUCCESSORS, (), 0.0  # type: int, Sequence[int], float
+        for token in tokens:
+            if token < 0:
+                return
+            matched = length + depth if length + depth < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH
+            deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
+            short = SHORT[matched]
+            if successors is not None:
                 found = successors(last)
+                rank = NO_SUCCESSORS
                 if found:
                     rank = found.index(token) if token in found else RECYCLED_RANKS
-                    yield token, 1.0 / (1.0 + exp(-agrees[rank] - odds)), found, bound
-                else:
-                    yield token, plain, found, 0.0
-                last = token
-            begin += count
+                    bound = 1.0 / (1.0 + exp(-same[3 + short] - deep))
+            odds = same[short] + weights[LENGTH_WEIGHT[matched]] + deep
+            yield token, 1.0 / (1.0 + exp(-odds - weights[AGREES_WEIGHT + rank])), found, bound
+            last = token
+            depth += 1
 
-    def _levels(
-        self, place: Candidate, depth: int, size: int
-    ) -> Iterator[tuple[int, float, float]]:
-        """Yield how many tokens share the next log-odds, these, and those of a recycled token."""
+    def _levels(self, place: Candidate, depth: int, size: int) -> Iterator[tuple[int, float]]:
+        """Yield how many tokens share the next log-odds, and these."""
         weights = self._model.weights
         _, length, distance, source = place
         same = self._odds(distance, source)
@@ -104,7 +99,7 @@ class Runs:
             deep = depth if depth < DEEPEST else DEEPEST
             count = min(_LENGTH_LEFT[matched], _DEPTH_LEFT[deep], end - depth)
             short, odds = SHORT[matched], weights[DEPTH_WEIGHT[deep]]
-            yield count, same[short] + weights[LENGTH_WEIGHT[matched]] + odds, same[3 + short] + odds
+            yield count, same[short] + weights[LENGTH_WEIGHT[matched]] + odds
             depth += count
 
     def _odds(self, distance: int, source: int) -> tuple[float, ...]:

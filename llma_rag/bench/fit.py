@@ -18,7 +18,7 @@ from llma_rag.recycling import Recycler
 
 ROWS, NODES = 100, 64
 PASSES = 3
-COSTS = (None, 0.005, 0.02)
+COSTS = (None, 0.005, 0.02, 0.05, 0.15)
 """Drafts are made at one of these costs by chance, so that rare and probable nodes are seen."""
 
 FIRM, LOOSE = 100.0, 5.0
