@@ -21,7 +21,7 @@ PASSES = 3
 COSTS = (None, 0.005, 0.02, 0.05, 0.15)
 """Drafts are made at one of these costs by chance, so that rare and probable nodes are seen."""
 
-FIRM, LOOSE = 100.0, 5.0
+FIRM, LOOSE = 150.0, 5.0
 """Highest precision of a weight that is shipped, and that of weights no recorded answer tells."""
 
 UNSEEN_SOURCES = {EARLIER: 0.4, REPEAT: 2.5}
