@@ -90,11 +90,20 @@ def held_out_sets(
     return sets
 
 
+def training_sets(
+    documents: Sequence[Document], tokenizer: Tokenizer, count: int
+) -> list[EvaluationSet]:
+    """What training reports: the main sets, and made questions over passages of one sentence."""
+    held = [d for d in documents if is_held_out(d) and d.source not in {"squad", "clapnq"}]
+    short = _draw("made, one sentence each", held, tokenizer, count, passage=60)
+    return [short, *held_out_sets(documents, tokenizer, count, details=False)]
+
+
 @torch.inference_mode()
 def exact_answers(
-    model: LlamaForCausalLM, examples: Sequence[Example], size: int = 8
+    model: LlamaForCausalLM, examples: Sequence[Example], size: int = 8, *, first: bool = False
 ) -> list[list[bool]]:
-    """For each example and each of its turns, whether the whole greedy answer is right."""
+    """For each example and turn, whether the whole greedy answer or its first token is right."""
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
     results: list[list[bool]] = [[] for _ in examples]
     for start in range(0, len(order), size):
@@ -104,15 +113,19 @@ def exact_answers(
             input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions
         ).logits
         wrong = (logits.argmax(-1) != batch.targets) & (batch.turns > 0)
+        if first:
+            wrong &= batch.turns != torch.nn.functional.pad(batch.turns, (1, 0))[:, :-1]
         for row, index in enumerate(rows):
             failed = set(batch.turns[row][wrong[row]].tolist())
             results[index] = [n not in failed for n in range(1, len(examples[index].turns) + 1)]
     return results
 
 
-def share_exact(model: LlamaForCausalLM, examples: Sequence[Example]) -> float:
-    """The share of turns answered exactly."""
-    results = [right for row in exact_answers(model, examples) for right in row]
+def share_exact(
+    model: LlamaForCausalLM, examples: Sequence[Example], *, first: bool = False
+) -> float:
+    """The share of turns answered exactly, or begun with the right token."""
+    results = [right for row in exact_answers(model, examples, first=first) for right in row]
     return sum(results) / len(results)
 
 
@@ -133,10 +146,17 @@ def generated_answers(model: LlamaForCausalLM, examples: Sequence[Example]) -> l
     return results
 
 
-def evaluate(model: LlamaForCausalLM, sets: Sequence[EvaluationSet]) -> dict[str, float]:
-    """The share of exact answers per set."""
+def evaluate(
+    model: LlamaForCausalLM, sets: Sequence[EvaluationSet], *, first: bool = False
+) -> dict[str, float]:
+    """The share of exact answers per set, with `first` also that of right first tokens."""
     model.eval()
-    return {item.name: round(share_exact(model, item.examples), 3) for item in tqdm(sets)}
+    scores = {item.name: round(share_exact(model, item.examples), 3) for item in tqdm(sets)}
+    if first:
+        for item in sets:
+            share = share_exact(model, item.examples, first=True)
+            scores[f"{item.name}, first token"] = round(share, 3)
+    return scores
 
 
 def _table(scores: dict[str, float], count: dict[str, int]) -> str:

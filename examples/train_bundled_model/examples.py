@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,11 +48,16 @@ class Example:
         turns: Pairs of the rest of the prompt and the answer with its end token. The turns do not
             see one another.
         format: Name of the prompt format.
+        spans: First and one past the last token of each sentence in the head.
+        answered: For each turn the span of the sentence that answers it, (-1, -1) where the head
+            does not hold it.
     """
 
     head: list[int]
     turns: list[tuple[list[int], list[int]]]
     format: str
+    spans: list[tuple[int, int]]
+    answered: list[tuple[int, int]]
 
     def __len__(self) -> int:
         """Tokens of the head and of all turns."""
@@ -132,7 +138,12 @@ class ExampleMaker:
             if rng.random() < limits.cut:
                 answer = answer[: rng.randint(*CUT_TOKENS)]
             encoded.append((self._encode(tail), answer))
-        return Example(self._encode(head), encoded, prompt.name)
+        encoding = self._tokenizer.encode(head)
+        units = [unit.text for passage in passages for unit in passage.units]
+        spans = sentence_spans(head, units, encoding.offsets)
+        by_text = dict(zip(units, spans, strict=True))
+        answered = [by_text[sentence] for _, sentence in turns]
+        return Example(encoding.ids, encoded, prompt.name, spans, answered)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text).ids
@@ -244,6 +255,26 @@ def _overlaps(passage: Passage, others: list[Passage]) -> bool:
     return any(unit.text in have for unit in passage.units)
 
 
+def sentence_spans(
+    text: str, sentences: Sequence[str], offsets: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """First and one past the last token of each sentence, (-1, -1) where the text lacks it.
+
+    >>> sentence_spans("A: b c. d", ["b c.", "d"], [(0, 2), (3, 4), (5, 6), (6, 7), (8, 9)])
+    [(1, 4), (4, 5)]
+    """
+    begins = [begin for begin, _ in offsets]
+    spans, end = [], 0
+    for sentence in sentences:
+        begin = text.find(sentence, end)
+        if begin < 0:
+            spans.append((-1, -1))
+            continue
+        end = begin + len(sentence)
+        spans.append((bisect_left(begins, begin), bisect_left(begins, end)))
+    return spans
+
+
 def repeat_example(rng: random.Random, vocabulary: int, limits: Limits) -> Example:
     """Segments of a random run of tokens to repeat: they form the heads that copy."""
     first = len(("bos", "end", "system", "user", "assistant"))
@@ -256,5 +287,5 @@ def repeat_example(rng: random.Random, vocabulary: int, limits: Limits) -> Examp
         segment = run[start : start + rng.randrange(8, 40)]
         room -= len(segment)
         if room < 0:
-            return Example([0, *run], turns, "repeat")
+            return Example([0, *run], turns, "repeat", [], [(-1, -1)] * len(turns))
         turns.append(([segment[0]], segment[1:] or [1]))

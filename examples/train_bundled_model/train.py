@@ -10,27 +10,21 @@ that already copies and skips the curriculum.
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
-import math
 import random
 import signal
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from examples.train_bundled_model import attention
 from examples.train_bundled_model.batches import Batch, make_batch
 from examples.train_bundled_model.documents import Document, is_held_out, read_corpus
-from examples.train_bundled_model.evaluate import EvaluationSet, evaluate, held_out_sets
+from examples.train_bundled_model.evaluate import EvaluationSet, evaluate, training_sets
 from examples.train_bundled_model.examples import Example, ExampleMaker, Limits, repeat_example
+from examples.train_bundled_model.trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
 CONFIG = LlamaConfig(
@@ -46,34 +40,16 @@ CONFIG = LlamaConfig(
     eos_token_id=1,
     pad_token_id=1,
 )
-WARM_UP = 60
 CHECKED = 60
-PROMPT_SAMPLE, PROMPT_WEIGHT = 0.03, 0.1
 SIZES = (
-    Limits((1, 1, 2), 300, 12, 520, cut=0.4, same_title=0.3),
-    Limits((1, 2, 3), 650, 14, 720, cut=0.4, same_title=0.4),
-    Limits((2, 3, 4), 1300, 18, 1100, cut=0.4, same_title=0.5),
-    Limits((3, 4, 5), 2400, 24, 1500, cut=0.4, same_title=0.5),
+    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.6, same_title=0.3),
+    Limits((1, 2, 3), 500, 12, 640, cut=0.6, same_title=0.4),
+    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.5, same_title=0.4),
+    Limits((2, 3, 4), 1500, 16, 1200, cut=0.5, same_title=0.5),
 )
-FIRST_MIX, LAST_MIX = (6.0, 3.0, 0.5, 0.0), (2.0, 3.0, 3.0, 0.4)
+FIRST_MIX, LAST_MIX = (6.0, 2.0, 0.3, 0.0), (1.0, 2.0, 3.0, 1.5)
 FORMING = Limits((1,), 450, 6, 224)
 GROWING = Limits((1, 2, 3), 800, 8, 512)
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far training has come: steps, tokens seen and seconds spent, over all runs."""
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float = 0.0
-
-
-def learning_rate(share: float, steps: int, peak: float) -> float:
-    """Linear warm-up, a plateau for the first third, then a cosine to nearly nothing."""
-    cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, share - 0.3) / 0.7))
-    return peak * min(1.0, (steps + 1) / WARM_UP) * max(0.01, cosine)
 
 
 class BatchMaker:
@@ -106,100 +82,6 @@ class BatchMaker:
         return self._rng.choices(SIZES, mix)[0], 0.06 * (1 - share)
 
 
-def _split(model: LlamaForCausalLM) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """The matrices of the layers, for Muon, and embedding and norms, for AdamW."""
-    inside = set(model.model.layers.parameters())
-    matrices = [one for one in model.parameters() if one in inside and one.ndim == 2]
-    chosen = set(matrices)
-    return matrices, [one for one in model.parameters() if one not in chosen]
-
-
-class Trainer:
-    """The model in fp32 with its optimizer, and a working copy in bf16 that computes gradients."""
-
-    def __init__(self, model: LlamaForCausalLM, peak: float) -> None:
-        self.model = model
-        self._working = copy.deepcopy(model).to(torch.bfloat16)
-        self._working.set_attn_implementation(attention.NAME)
-        self.peak = peak
-        self.progress = Progress()
-        matrices, others = _split(model)
-        self._optimizers = (
-            torch.optim.Muon(matrices, lr=peak, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        )
-
-    def step(self, batch: Batch, share: float) -> None:
-        """One forward and backward pass and one update."""
-        started = time.monotonic()
-        rate = learning_rate(share, self.progress.steps, self.peak)
-        for optimizer in self._optimizers:
-            optimizer.param_groups[0]["lr"] = rate
-        loss, answer_loss = self._loss(batch)
-        loss.backward()
-        for master, parameter in self._pairs():
-            master.grad = parameter.grad.float() if parameter.grad is not None else None
-            parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
-        self._refresh()
-        self._count(batch, answer_loss, time.monotonic() - started)
-
-    def _pairs(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:
-        return zip(self.model.parameters(), self._working.parameters(), strict=True)
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        """Copy the weights into the working copy."""
-        for master, parameter in self._pairs():
-            parameter.copy_(master)
-
-    def _loss(self, batch: Batch) -> tuple[torch.Tensor, float]:
-        """All answer tokens count in full; a sample of the prompt's tokens counts a little."""
-        answers = batch.turns > 0
-        sampled = (torch.rand(batch.ids.shape) < PROMPT_SAMPLE) & (batch.targets != -100)
-        chosen = answers | sampled
-        hidden = self._working.model(
-            input_ids=batch.ids,
-            attention_mask=(~batch.mask).to(torch.bfloat16) * -1e4,
-            position_ids=batch.positions,
-            use_cache=False,
-        ).last_hidden_state
-        logits = self._working.lm_head(hidden[chosen])
-        losses = F.cross_entropy(logits.float(), batch.targets[chosen], reduction="none")
-        is_answer = answers[chosen]
-        weights = torch.where(is_answer, batch.weights[chosen], PROMPT_WEIGHT)
-        return (losses * weights).sum() / weights.sum(), losses.detach()[is_answer].mean().item()
-
-    def _count(self, batch: Batch, loss: float, seconds: float) -> None:
-        progress = self.progress
-        progress.loss = loss if not progress.steps else 0.98 * progress.loss + 0.02 * loss
-        progress.steps += 1
-        progress.tokens += int((batch.targets != -100).sum())
-        progress.seconds += seconds
-
-    def save(self, path: Path) -> None:
-        """Write model, optimizer and progress, never leaving half a file."""
-        part = path.with_suffix(".part")
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "progress": self.progress,
-        }
-        torch.save(state, part)
-        part.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a saved state."""
-        state = torch.load(path, weights_only=False)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.progress = state["progress"]
-        self._refresh()
-
-
 def share_done(progress: Progress, arguments: argparse.Namespace) -> float:
     """How much of the training is done, by tokens or by minutes, whichever is further."""
     by_tokens = progress.tokens / (arguments.tokens * 1e6)
@@ -209,7 +91,7 @@ def share_done(progress: Progress, arguments: argparse.Namespace) -> float:
 
 def _report(trainer: Trainer, sets: list[EvaluationSet], work: Path) -> None:
     trainer.model.eval()
-    scores = evaluate(trainer.model, sets)
+    scores = evaluate(trainer.model, sets, first=True)
     trainer.model.train()
     logger.info("step %d exact %s", trainer.progress.steps, scores)
     trainer.save(work / "state.pt")
@@ -230,12 +112,12 @@ def run(
             if progress.steps % 50 == 0:
                 rate = progress.tokens / progress.seconds
                 logger.info(
-                    "step %d tokens %.2fM minutes %.1f answer loss %.4f tokens/s %.0f",
+                    "step %d tokens %.2fM minutes %.1f tokens/s %.0f %s",
                     progress.steps,
                     progress.tokens / 1e6,
                     progress.seconds / 60,
-                    progress.loss,
                     rate,
+                    {name: round(value, 3) for name, value in progress.shown.items()},
                 )
             if progress.steps % args.every == 0:
                 _report(trainer, sets, args.work)
@@ -276,7 +158,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     documents: list[Document] = list(read_corpus(args.corpus))
-    sets = held_out_sets(documents, tokenizer, CHECKED, details=False)
+    sets = training_sets(documents, tokenizer, CHECKED)
     seen = [d for d in documents if not is_held_out(d) and d.source != "clapnq"]
     trainer = Trainer(_model(args.init), args.peak)
     if (args.work / "state.pt").exists():
