@@ -6,7 +6,8 @@ import torch
 from langchain_core.messages import BaseMessage
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from examples.train_bundled_model.batches import make_batch
+from examples.train_bundled_model.attention import Guide
+from examples.train_bundled_model.batches import Batch, make_batch
 from examples.train_bundled_model.examples import Example
 from examples.train_bundled_model.prompts import CHAT_TEMPLATE, FORMATS, SPECIAL_TOKENS
 
@@ -93,7 +94,8 @@ def test_turns_of_a_training_example_do_not_see_one_another() -> None:
             num_key_value_heads=1,
         )
     ).eval()
-    example = Example([0, 7, 8, 9], [([10, 4], [11, 12, 1]), ([13, 4], [14, 1])], "test")
+    turns = [([10, 4], [11, 12, 1]), ([13, 4], [14, 1])]
+    example = Example([0, 7, 8, 9], turns, "test", spans=[], answered=[(-1, -1), (-1, -1)])
     batch = make_batch([example])
     together = model(
         input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions
@@ -105,3 +107,60 @@ def test_turns_of_a_training_example_do_not_see_one_another() -> None:
         assert torch.allclose(together[start:stop], alone[len(example.head) :], atol=1e-5)
         assert batch.targets[0][batch.turns[0] == number].tolist() == answer
         start = stop
+
+
+class TestGuides:
+    """Two sentences, 10 11 12 and 20 21 22 12, and the question 21 12 5 about the second."""
+
+    HEAD = (0, 10, 11, 12, 20, 21, 22, 12)
+    TAIL, ANSWER = (3, 21, 12, 5), (20, 21, 22, 12, 1)
+
+    def batch(self) -> Batch:
+        turns = [(list(self.TAIL), list(self.ANSWER))]
+        spans = [(1, 4), (4, 8)]
+        return make_batch([Example(list(self.HEAD), turns, "test", spans, answered=[(4, 8)])])
+
+    def test_a_passage_token_looks_at_its_own_sentence(self) -> None:
+        assert self.batch().starts[0, :9].tolist() == [-1, 1, 1, 1, 4, 4, 4, 4, -1]
+
+    def test_a_word_of_the_question_looks_at_its_equals(self) -> None:
+        places = self.batch().places[0].nonzero().tolist()
+        assert places == [[9, 5], [10, 3], [10, 7]]
+
+    def test_only_words_of_the_answering_sentence_alone_are_evidence(self) -> None:
+        batch = self.batch()
+        assert batch.matched()[0].nonzero().flatten().tolist() == [9]
+        assert batch.evidence[0].nonzero().tolist() == [[11, 9], [12, 9], [13, 9]]
+
+    def test_an_answer_token_looks_at_the_token_that_comes_next(self) -> None:
+        assert self.batch().copied[0, 11:].tolist() == [4, 5, 6, 7, -1, -1]
+
+    def test_heads_that_look_there_lose_nothing_and_others_do(self) -> None:
+        batch = self.batch()
+        length = batch.ids.shape[1]
+
+        def loss(*, away: int) -> dict[str, float]:
+            guide = Guide(batch.starts, batch.spans, batch.places, batch.evidence, batch.copied)
+            for layer in range(6):
+                weights = torch.zeros(1, 8, length, length)
+                for query in range(length):
+                    weights[0, :, query, self.wanted(batch, layer, query) + away] = 1.0
+                guide.add(layer, weights, 0)
+            return {name: value.item() for name, value in guide.losses().items()}
+
+        right, wrong = loss(away=0), loss(away=-1)
+        for name in ("word", "question", "answer", "copy"):
+            assert right[name] == pytest.approx(0.0, abs=1e-5)
+            assert wrong[name] > 2.0
+
+    def wanted(self, batch: Batch, layer: int, query: int) -> int:
+        """One place at which a query of a layer may look."""
+        if layer == 2 and batch.places[0, query].any():
+            return int(batch.places[0, query].nonzero()[0])
+        if layer == 3:
+            return int(batch.spans[0, query, 0]) or 1
+        if layer == 4 and batch.evidence[0, query].any():
+            return int(batch.evidence[0, query].nonzero()[0])
+        if layer == 5:
+            return max(1, int(batch.copied[0, query]))
+        return 1

@@ -10,7 +10,7 @@ import torch
 from examples.train_bundled_model.auxiliary import SLOTS
 from examples.train_bundled_model.examples import Example
 
-FIRST_TOKENS, LATER_WEIGHT = 6, 0.5
+FIRST_TOKENS, LATER_WEIGHT = 6, 0.8
 MOST_PLACES = 4
 
 

@@ -42,10 +42,10 @@ CONFIG = LlamaConfig(
 )
 CHECKED = 60
 SIZES = (
-    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.6, same_title=0.3),
-    Limits((1, 2, 3), 500, 12, 640, cut=0.6, same_title=0.4),
-    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.5, same_title=0.4),
-    Limits((2, 3, 4), 1500, 16, 1200, cut=0.5, same_title=0.5),
+    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.3, same_title=0.3),
+    Limits((1, 2, 3), 500, 12, 640, cut=0.3, same_title=0.4),
+    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.3, same_title=0.4),
+    Limits((2, 3, 4), 1500, 16, 1200, cut=0.3, same_title=0.5),
 )
 FIRST_MIX, LAST_MIX = (6.0, 2.0, 0.3, 0.0), (1.0, 2.0, 3.0, 1.5)
 FORMING = Limits((1,), 450, 6, 224)
