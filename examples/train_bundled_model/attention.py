@@ -17,7 +17,7 @@ SENTENCE_LAYER, SENTENCE_HEADS = 1, (0, 2, 4)
 WORD_LAYER, WORD_HEADS = 2, slice(0, 4, 2)
 QUESTION_LAYER, QUESTION_HEADS = 3, slice(0, 8, 2)
 ANSWER_LAYER, ANSWER_HEADS = 4, slice(0, 8, 4)
-COPY_LAYER, COPY_HEADS = 5, (0, 4)
+COPY_LAYER, COPY_HEADS = 5, (0, 2, 4, 6)
 KINDS = ("passage", "word", "question", "answer", "copy")
 LEAST_WEIGHT = 1e-4
 
