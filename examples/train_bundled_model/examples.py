@@ -6,7 +6,7 @@ import random
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
@@ -275,17 +275,57 @@ def sentence_spans(
     return spans
 
 
+class WordChanger:
+    """Puts other words in the place of an example's words, the same one at every occurrence.
+
+    Texts use rare tokens too seldom for a model to learn to copy every token that there is.
+
+    Args:
+        tokenizer: Its tokens of letters only are words; tokens that begin with a space replace one
+            another, and so do the others.
+        rng: Source of the choices.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, rng: random.Random) -> None:
+        self._rng = rng
+        vocabulary = tokenizer.get_vocab()
+        words = [token for token in vocabulary if token.removeprefix("\u0120").isalpha()]
+        kinds = ([w for w in words if w[0] == "\u0120"], [w for w in words if w[0] != "\u0120"])
+        self._kinds = [[vocabulary[word] for word in kind] for kind in kinds]
+        self._kind = {number: kind for kind in self._kinds for number in kind}
+
+    def change(self, example: Example, share: float) -> Example:
+        """Return the example with that share of the words of its sentences changed."""
+        rng = self._rng
+        inside = {
+            one for first, last in example.spans for one in example.head[max(0, first) : last]
+        }
+        changed = {
+            word: rng.choice(self._kind[word])
+            for word in sorted(inside)
+            if word in self._kind and rng.random() < share
+        }
+
+        def mapped(ids: list[int]) -> list[int]:
+            return [changed.get(one, one) for one in ids]
+
+        turns = [(mapped(tail), mapped(answer)) for tail, answer in example.turns]
+        return replace(example, head=mapped(example.head), turns=turns)
+
+
 def repeat_example(rng: random.Random, vocabulary: int, limits: Limits) -> Example:
     """Segments of a random run of tokens to repeat: they form the heads that copy."""
     first = len(("bos", "end", "system", "user", "assistant"))
     size = rng.randrange(8, max(9, limits.tokens // 3))
     run = [rng.randrange(first, vocabulary) for _ in range(size)]
     turns: list[tuple[list[int], list[int]]] = []
+    answered: list[tuple[int, int]] = []
     room = limits.tokens - size - 1
     while True:
         start = rng.randrange(max(1, size - 8))
         segment = run[start : start + rng.randrange(8, 40)]
         room -= len(segment)
         if room < 0:
-            return Example([0, *run], turns, "repeat", [], [(-1, -1)] * len(turns))
+            return Example([0, *run], turns, "repeat", [], answered)
         turns.append(([segment[0]], segment[1:] or [1]))
+        answered.append((start + 2, start + 1 + len(segment)))

@@ -23,7 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from examples.train_bundled_model.batches import Batch, make_batch
 from examples.train_bundled_model.documents import Document, is_held_out, read_corpus
 from examples.train_bundled_model.evaluate import EvaluationSet, evaluate, training_sets
-from examples.train_bundled_model.examples import Example, ExampleMaker, Limits, repeat_example
+from examples.train_bundled_model.examples import (
+    Example,
+    ExampleMaker,
+    Limits,
+    WordChanger,
+    repeat_example,
+)
 from examples.train_bundled_model.trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
@@ -41,6 +47,7 @@ CONFIG = LlamaConfig(
     pad_token_id=1,
 )
 CHECKED = 60
+CHANGED, CHANGED_WORDS = 0.5, 0.6
 SIZES = (
     Limits((2, 3, 4, 5), 250, 12, 560, cut=0.3, same_title=0.3),
     Limits((1, 2, 3), 500, 12, 640, cut=0.3, same_title=0.4),
@@ -55,8 +62,17 @@ GROWING = Limits((1, 2, 3), 800, 8, 512)
 class BatchMaker:
     """Draws the batches of each stage: all lengths of the mix, or the curriculum before it."""
 
-    def __init__(self, maker: ExampleMaker, rng: random.Random, size: int, *, warm: bool) -> None:
+    def __init__(
+        self,
+        maker: ExampleMaker,
+        changer: WordChanger,
+        rng: random.Random,
+        size: int,
+        *,
+        warm: bool,
+    ) -> None:
         self._maker = maker
+        self._changer = changer
         self._rng = rng
         self._size = size
         self._warm = warm
@@ -68,8 +84,10 @@ class BatchMaker:
         while sum(len(example) for example in examples) < self._size - limits.tokens // 3:
             if self._rng.random() < repeats:
                 examples.append(repeat_example(self._rng, CONFIG.vocab_size, limits))
-            else:
-                examples.append(self._maker.draw(limits))
+                continue
+            example = self._maker.draw(limits)
+            changed = self._rng.random() < CHANGED
+            examples.append(self._changer.change(example, CHANGED_WORDS) if changed else example)
         return make_batch(examples)
 
     def _stage(self, share: float) -> tuple[Limits, float]:
@@ -79,7 +97,7 @@ class BatchMaker:
         if not self._warm and share < 0.45:
             return GROWING, 0.03
         mix = [a + (b - a) * share for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
-        return self._rng.choices(SIZES, mix)[0], 0.06 * (1 - share)
+        return self._rng.choices(SIZES, mix)[0], 0.06
 
 
 def share_done(progress: Progress, arguments: argparse.Namespace) -> float:
@@ -164,9 +182,8 @@ def main() -> None:
     if (args.work / "state.pt").exists():
         trainer.load(args.work / "state.pt")
     rng = random.Random(args.seed + trainer.progress.steps)
-    batches = BatchMaker(
-        ExampleMaker(seen, tokenizer, rng), rng, args.batch, warm=args.init is not None
-    )
+    maker, changer = ExampleMaker(seen, tokenizer, rng), WordChanger(tokenizer, rng)
+    batches = BatchMaker(maker, changer, rng, args.batch, warm=args.init is not None)
     run(trainer, batches, sets, args)
 
 
