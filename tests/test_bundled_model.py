@@ -1,14 +1,16 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from langchain_core.messages import BaseMessage
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.train_bundled_model.attention import Guide
 from examples.train_bundled_model.batches import Batch, make_batch
-from examples.train_bundled_model.examples import Example
+from examples.train_bundled_model.examples import Example, WordChanger
 from examples.train_bundled_model.prompts import CHAT_TEMPLATE, FORMATS, SPECIAL_TOKENS
 
 MODEL = Path(__file__).parents[1] / "llma_rag" / "demo" / "model"
@@ -164,3 +166,25 @@ class TestGuides:
         if layer == 5:
             return max(1, int(batch.copied[0, query]))
         return 1
+
+
+def test_changed_words_are_the_same_wherever_they_stand() -> None:
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+
+    def encoded(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text).ids
+        return ids
+
+    head, sentence = encoded("Context: "), encoded(" The boat left the harbour.")
+    tail, answer = encoded("\nWho left the boat?"), [*sentence, 1]
+    span = (len(head), len(head) + len(sentence))
+    example = Example(head + sentence, [(tail, answer)], "test", [span], [span])
+    changed = WordChanger(tokenizer, random.Random(0)).change(example, 1.0)
+    [(changed_tail, changed_answer)] = changed.turns
+    assert changed.head[slice(*span)] == changed_answer[:-1] != sentence
+    assert changed.head[: span[0]] == head
+    became = dict(zip(sentence, changed_answer, strict=False))
+    assert changed_tail == [became.get(token, token) for token in tail] != tail
+    assert tokenizer.decode(changed_answer).endswith(".")
+    spaced = [tokenizer.id_to_token(token).startswith("\u0120") for token in answer]
+    assert spaced == [tokenizer.id_to_token(token).startswith("\u0120") for token in changed_answer]
