@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_CHARACTERS = 600
+MAX_CHARACTERS = 400
 SUFFIXES = frozenset({".md", ".markdown", ".text", ".txt"})
 
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$")
