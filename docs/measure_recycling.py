@@ -73,11 +73,11 @@ def stories(folder: Path) -> Iterator[Row]:
                 decoder = Decoder(
                     first.model, first.tokenizer, max_draft_tokens=nodes, recycling=recycling
                 )
-            references = [pieces(decoder, one) if copying else [] for one in plain]
-            found = [
-                decoder.generate(prompt, references=given, max_new_tokens=TOKENS)
-                for prompt, given in zip(prompts, references, strict=True)
-            ]
+                references = [pieces(decoder, one) if copying else [] for one in plain]
+                found = [
+                    decoder.generate(prompt, references=given, max_new_tokens=TOKENS)
+                    for prompt, given in zip(prompts, references, strict=True)
+                ]
             drafts = f"{'tree' if nodes == TREE else 'chain'} of {nodes}"
             yield _row("stories260K", way, drafts, found, plain)
 
