@@ -17,8 +17,8 @@ TOKENS = 150
 ALLOWED = 1.02
 
 CURVES: dict[str, dict[int, float]] = {
-    "linear": {1: 1.0, 2: 1.05},
-    "steep": {1: 1.0, 2: 1.4, 8: 3.0},
+    "linear": {1: 1.0, 2: 1.08},
+    "steep": {1: 1.0, 2: 1.2, 8: 2.4},
     "flat, then steps": {1: 1.0, 6: 1.0, 8: 1.3, 16: 1.6, 32: 2.4},
     "nearly free": {1: 1.0, 2: 1.01},
 }
