@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -39,6 +40,13 @@ class EvaluationSet:
 
     name: str
     examples: list[Example]
+
+
+class Right(NamedTuple):
+    """Whether an answer begins with the right token, and whether all of it is right."""
+
+    first: bool
+    exact: bool
 
 
 def _draw(
@@ -100,12 +108,12 @@ def training_sets(
 
 
 @torch.inference_mode()
-def exact_answers(
-    model: LlamaForCausalLM, examples: Sequence[Example], size: int = 8, *, first: bool = False
-) -> list[list[bool]]:
-    """For each example and turn, whether the whole greedy answer or its first token is right."""
+def answers_right(
+    model: LlamaForCausalLM, examples: Sequence[Example], size: int = 8
+) -> list[list[Right]]:
+    """For each example and each of its turns, how far the greedy answer is right."""
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]))
-    results: list[list[bool]] = [[] for _ in examples]
+    results: list[list[Right]] = [[] for _ in examples]
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         batch = make_batch([examples[index] for index in rows])
@@ -113,20 +121,13 @@ def exact_answers(
             input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions
         ).logits
         wrong = (logits.argmax(-1) != batch.targets) & (batch.turns > 0)
-        if first:
-            wrong &= batch.turns != torch.nn.functional.pad(batch.turns, (1, 0))[:, :-1]
+        begins = batch.turns != torch.nn.functional.pad(batch.turns, (1, 0))[:, :-1]
         for row, index in enumerate(rows):
             failed = set(batch.turns[row][wrong[row]].tolist())
-            results[index] = [n not in failed for n in range(1, len(examples[index].turns) + 1)]
+            missed = set(batch.turns[row][wrong[row] & begins[row]].tolist())
+            numbers = range(1, len(examples[index].turns) + 1)
+            results[index] = [Right(n not in missed, n not in failed) for n in numbers]
     return results
-
-
-def share_exact(
-    model: LlamaForCausalLM, examples: Sequence[Example], *, first: bool = False
-) -> float:
-    """The share of turns answered exactly, or begun with the right token."""
-    results = [right for row in exact_answers(model, examples, first=first) for right in row]
-    return sum(results) / len(results)
 
 
 @torch.inference_mode()
@@ -151,10 +152,12 @@ def evaluate(
 ) -> dict[str, float]:
     """The share of exact answers per set, with `first` also that of right first tokens."""
     model.eval()
-    scores = {item.name: round(share_exact(model, item.examples), 3) for item in tqdm(sets)}
-    if first:
-        for item in sets:
-            share = share_exact(model, item.examples, first=True)
+    scores = {}
+    for item in tqdm(sets):
+        found = [right for row in answers_right(model, item.examples) for right in row]
+        scores[item.name] = round(sum(right.exact for right in found) / len(found), 3)
+        if first:
+            share = sum(right.first for right in found) / len(found)
             scores[f"{item.name}, first token"] = round(share, 3)
     return scores
 
@@ -168,7 +171,7 @@ def _check_generation(model: LlamaForCausalLM, sets: Sequence[EvaluationSet], nu
     agree: dict[str, int] = defaultdict(int)
     for item in tqdm(sets):
         some = item.examples[:number]
-        forced = [row[0] for row in exact_answers(model, some)]
+        forced = [row[0].exact for row in answers_right(model, some)]
         agree[item.name] = sum(
             a == b for a, b in zip(forced, generated_answers(model, some), strict=True)
         )
