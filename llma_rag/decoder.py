@@ -8,7 +8,7 @@ import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
-from typing import Any, NoReturn, Unpack, cast
+from typing import Any, NoReturn, TypedDict, Unpack, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,6 +40,24 @@ _shared: dict[str, "Decoder"] = {}
 _shared_lock = threading.Lock()
 
 
+class DecoderOptions(TypedDict, total=False):
+    """The options of `Decoder`."""
+
+    defaults: GenerationOptions | None
+    max_draft_tokens: int
+    max_draft_depth: int
+    min_match_length: int
+    exactness: Exactness | None
+    prefix_cache_bytes: int
+    recycling: bool
+    answers: AnswerStore | None
+    warmup: bool
+
+
+class PretrainedOptions(LoadOptions, DecoderOptions, total=False):
+    """How a model is loaded, and the options of its `Decoder`."""
+
+
 class Decoder:
     """Decodes answers with one model, copying from references where the model agrees.
 
@@ -56,6 +74,7 @@ class Decoder:
         *,
         defaults: GenerationOptions | None = None,
         max_draft_tokens: int = 20,
+        max_draft_depth: int = 64,
         min_match_length: int = 1,
         exactness: Exactness | None = None,
         prefix_cache_bytes: int = 0,
@@ -69,7 +88,8 @@ class Decoder:
             model: A decoder-only model in evaluation mode.
             tokenizer: The model's tokenizer.
             defaults: Options of every request that does not set them itself.
-            max_draft_tokens: Most tokens verified in one pass (the paper's k).
+            max_draft_tokens: Most tokens verified in one pass (the paper's k), in all branches.
+            max_draft_depth: Most of them behind one another.
             min_match_length: Tokens that must agree before a copy is tried (the paper's n).
             exactness: "bitwise" runs every step in one shape, so that drafts change no bit of a
                 logit, where a self-test at load grants it; "argmax" takes the quickest shape. None
@@ -94,11 +114,19 @@ class Decoder:
         self.tokenizer = tokenizer
         self.context_length = context_length(model.config) or UNLIMITED
         self._defaults = cast("GenerationOptions", check_names(defaults or {}))
-        if prefix_cache_bytes < 0:
-            raise ValueError(f"`prefix_cache_bytes` must be at least 0, got {prefix_cache_bytes}.")
+        for name, value, least in (
+            ("max_draft_tokens", max_draft_tokens, 0),
+            ("max_draft_depth", max_draft_depth, 1),
+            ("min_match_length", min_match_length, 1),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if answers is not None:
             answers.check(tokenizer)
-        self._drafting = Drafting(max_draft_tokens, min_match_length, recycling, answers)
+        self._drafting = Drafting(
+            max_draft_tokens, max_draft_depth, min_match_length, recycling, answers
+        )
         self._wanted = exactness
         self._warmup = warmup
         self._prefix_cache_bytes = prefix_cache_bytes
@@ -128,38 +156,19 @@ class Decoder:
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        *,
-        defaults: GenerationOptions | None = None,
-        max_draft_tokens: int = 20,
-        min_match_length: int = 1,
-        exactness: Exactness | None = None,
-        prefix_cache_bytes: int = 0,
-        recycling: bool = True,
-        answers: AnswerStore | None = None,
-        warmup: bool = True,
-        **options: Unpack[LoadOptions],
+        cls, name: str | os.PathLike[str], **options: Unpack[PretrainedOptions]
     ) -> "Decoder":
-        """Load a model and its tokenizer by hub id or folder; see `LoadOptions`.
+        """Load a model and its tokenizer by hub id or folder; see `LoadOptions` and `Decoder`.
 
         Raises:
             FileNotFoundError: If `name` is a path at which there is no model.
             OSError: If the model cannot be had from the hub.
         """
-        model, tokenizer = load(name, options)
-        return cls(
-            model,
-            tokenizer,
-            defaults=defaults,
-            max_draft_tokens=max_draft_tokens,
-            min_match_length=min_match_length,
-            exactness=exactness,
-            prefix_cache_bytes=prefix_cache_bytes,
-            recycling=recycling,
-            answers=answers,
-            warmup=warmup,
-        )
+        names = DecoderOptions.__annotations__
+        own = {key: value for key, value in options.items() if key in names}
+        loading = {key: value for key, value in options.items() if key not in names}
+        model, tokenizer = load(name, cast("LoadOptions", loading))
+        return cls(model, tokenizer, **cast("DecoderOptions", own))
 
     @property
     def runner(self) -> StepRunner:
@@ -174,7 +183,9 @@ class Decoder:
         return "argmax" if self._runner.fixed is None else "bitwise"
 
     @classmethod
-    def shared(cls, name: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Decoder":
+    def shared(
+        cls, name: str | os.PathLike[str], **options: Unpack[PretrainedOptions]
+    ) -> "Decoder":
         """Return this process' decoder for a model; the same arguments load nothing twice."""
         key = json.dumps([str(name), options], sort_keys=True, default=repr)
         with _shared_lock:

@@ -24,6 +24,7 @@ class Drafting:
 
     Attributes:
         max_draft_tokens: Most tokens verified in one pass (the paper's k).
+        max_draft_depth: Most of them behind one another.
         min_match_length: Tokens that must agree before a copy is tried (the paper's n).
         recycling: Whether requests leave experience for later ones of their namespace.
         answers: Where finished answers are kept; None keeps none.
@@ -33,6 +34,7 @@ class Drafting:
     """
 
     max_draft_tokens: int
+    max_draft_depth: int
     min_match_length: int
     recycling: bool = True
     answers: AnswerStore | None = None
@@ -100,6 +102,7 @@ class Drafters:
             encoded.token_ids,
             prompt,
             max_draft_tokens=self._drafting.max_draft_tokens,
+            max_depth=self._drafting.max_draft_depth,
             branching=self._supports_trees and costs is not None and costs.branches_pay,
             min_match_length=self._drafting.min_match_length,
             banned_tokens=self._banned_tokens,

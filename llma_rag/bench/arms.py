@@ -169,7 +169,7 @@ class Bench:
             runner,
             context_length=self.decoder.context_length,
             defaults={},
-            drafting=Drafting(SUFFIX_TOKENS, 1, peer=self._suffix_drafter),
+            drafting=Drafting(SUFFIX_TOKENS, SUFFIX_TOKENS, 1, peer=self._suffix_drafter),
         )
         decoding = loop.decode(request)
         event = next(decoding)

@@ -1,9 +1,10 @@
 """Find and load models and tokenizers; the only place that resolves names and paths."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from transformers import (
@@ -14,7 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llma_rag.engine.prepack import prepack_in_place
+from llma_rag.engine.prepack import can_prepack, prepack_in_place
+
+logger = logging.getLogger(__name__)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -24,6 +27,8 @@ class LoadOptions(TypedDict, total=False):
     parameters: passes become quicker, but the model can no longer be trained, saved or given
     adapters. `prepack=False` leaves them as they are. `device` is a torch device for models that
     fit one; None takes CUDA or MPS where there is one. `device_map` spreads a model over several.
+    `dtype` left out, or `"auto"`, is that of the checkpoint; on a processor that computes 16-bit
+    numbers in software it is float32, see `_computable`.
     """
 
     tokenizer: str | os.PathLike[str]
@@ -75,7 +80,8 @@ def load(
             f"the path of a local folder. ({_first_line(error)})"
         ) from error
     model.eval()
-    return _prepacked(_placed(model, options), options), tokenizer
+    placed = _computable(_placed(model, options), options)
+    return _prepacked(placed, options), tokenizer
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -125,6 +131,24 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _computable(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
+    """Turn 16-bit weights into float32 on a processor that has no products of theirs.
+
+    There every further row of a pass costs as much as the first one, so that no draft can pay, and
+    a prompt takes several times as long. Only where nobody chose the dtype.
+    """
+    asked = {"dtype": options.get("dtype"), **options.get("model_kwargs", {})}
+    chosen = {asked.get("dtype"), asked.get("torch_dtype")} - {None, "auto"}
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    if chosen or quantised or options.get("device_map") is not None or model.dtype.itemsize != 2:
+        return model
+    if model.device.type != "cpu" or can_prepack(model.dtype) or not can_prepack(torch.float32):
+        return model
+    logger.info("float32 is used: this processor computes %s in software.", model.dtype)
+    converted: Any = model
+    return cast("PreTrainedModel", converted.float())
 
 
 def _prepacked(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
