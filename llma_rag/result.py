@@ -45,6 +45,7 @@ class GenerationOptions(TypedDict, total=False):
     forced_eos_token_id: int | Sequence[int]
     exponential_decay_length_penalty: tuple[int, float]
     guidance_scale: float
+    watermarking_config: Any
     logits_processor: Sequence[Any]
     stopping_criteria: Sequence[Any]
     json_schema: str | Mapping[str, Any]

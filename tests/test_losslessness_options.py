@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, TopKLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    SynthIDTextWatermarkingConfig,
+    TopKLogitsWarper,
+    WatermarkingConfig,
+)
 
 from llma_rag import Decoder
 from llma_rag.testing import ScriptedModel
@@ -151,6 +156,27 @@ def test_T15_a_stateful_processor_is_called_once_per_position_in_order() -> None
             range(len(prompt), len(prompt) + len(result.token_ids))
         )
         assert result.stats.forward_passes < expected.stats.forward_passes
+
+
+@pytest.mark.parametrize("scheme", ["lefthash", "selfhash"])
+def test_T15_a_watermark_is_that_of_generate(scheme: str) -> None:
+    mark = WatermarkingConfig(bias=4.0, seeding_scheme=scheme)
+    accepted = [check(p, {"watermarking_config": mark}) for p in prompts(4)]
+    unmarked = decoder().generate(prompts(1)[0], max_new_tokens=COUNT)
+    marked = decoder().generate(prompts(1)[0], max_new_tokens=COUNT, watermarking_config=mark)
+    assert marked.token_ids != unmarked.token_ids
+    assert sum(accepted) > 0
+
+
+def test_T15_a_watermark_with_state_is_the_same_with_drafts() -> None:
+    """SynthID remembers the contexts that it marked, so that a call too many would spoil it."""
+    mark = SynthIDTextWatermarkingConfig(keys=[654, 400, 836, 123, 340], ngram_len=3)
+    options = {"watermarking_config": mark, "do_sample": True, "seed": 5, "max_new_tokens": 60}
+    accepted = [check(p, options, oracle=False) for p in prompts(4)]
+    marked = decoder().generate(prompts(1)[0], **options)
+    options.pop("watermarking_config")
+    assert marked.token_ids != decoder().generate(prompts(1)[0], **options).token_ids
+    assert sum(accepted) > 0
 
 
 def test_T15_a_processor_of_the_caller_takes_the_place_of_ours() -> None:
