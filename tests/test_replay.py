@@ -175,16 +175,30 @@ def test_recorded_answers_of_the_paper_need_a_third_of_the_passes():
     assert found["tokens_per_forward"] >= 3.4
 
 
-def test_search_finds_the_best_of_a_grid_with_one_peak():
+def _searched(values, options):
+    """Search a grid of `a` and `b`; return the best setting and how many were measured."""
     measured = []
 
     def measure(name):
         measured.append(name)
         a, b = (float(part.partition("=")[2]) for part in name.partition(":")[2].split(","))
-        return {"0.1": 9 - (a - 3) ** 2 - (b - 2) ** 2, "0.2": a + b}
+        return {"0.1": values(a, b)}
 
-    search = Search(measure)
-    options = {"a": (1, 2, 3, 4), "b": (4, 1, 2)}
-    assert search.best("peer", options, "0.1") == ("peer:a=3,b=2", 9)
-    assert search.best("peer", options, "0.2") == ("peer:a=4,b=4", 8)
+    found = Search(measure).best("peer", options, "0.1")
     assert len(measured) == len(set(measured))
+    return found, len(measured)
+
+
+def test_search_finds_the_best_of_a_large_grid_with_one_peak():
+    options = {"a": tuple(range(1, 21)), "b": tuple(range(20, 0, -1))}
+    found, measured = _searched(lambda a, b: 9 - (a - 3) ** 2 - (b - 2) ** 2, options)
+    assert found == ("peer:a=3,b=2", 9)
+    assert measured < 20 * 20
+
+
+def test_search_tries_all_of_a_small_grid():
+    """The peak at (4, 2) is behind a valley that one option at a time does not cross."""
+    options = {"a": (1, 2, 3, 4), "b": (4, 1, 2)}
+    found, measured = _searched(lambda a, b: 9 if (a, b) == (4, 2) else -abs(a - b), options)
+    assert found == ("peer:a=4,b=2", 9)
+    assert measured == 12

@@ -1,13 +1,19 @@
-"""Tune the options of a drafter, one option at a time."""
+"""Tune the options of a drafter: all settings of a small grid, one option at a time of others."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 
 Measure = Callable[[str], Mapping[str, float]]
 """Gives S(c) by cost of a drafter, named with its options."""
 
 
+SMALL = 64
+"""Settings up to which all of a grid are tried."""
+
+
 class Search:
-    """Coordinate search over options; every setting is measured once for all costs."""
+    """Search over options; every setting is measured once for all costs."""
 
     def __init__(self, measure: Measure) -> None:
         self._measure = measure
@@ -18,9 +24,13 @@ class Search:
     ) -> tuple[str, float]:
         """Return the best setting found for a cost, and its S(c).
 
-        Begins with the first value of every option; goes through the options, all values of each,
-        until no change of one of them is better.
+        In a grid of more than `SMALL` settings a coordinate search: it begins with the first value
+        of every option and goes through the options, all values of each, until no change of one of
+        them is better.
         """
+        if math.prod(map(len, options.values())) <= SMALL:
+            chosen = max(_settings(options), key=lambda one: self._value(family, one, cost))
+            return _named(family, chosen), self._value(family, chosen, cost)
         chosen = {name: values[0] for name, values in options.items()}
         best = self._value(family, chosen, cost)
         better = True
@@ -38,6 +48,11 @@ class Search:
         if name not in self._measured:
             self._measured[name] = self._measure(name)
         return self._measured[name][cost]
+
+
+def _settings(options: Mapping[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
+    for values in product(*options.values()):
+        yield dict(zip(options, values, strict=True))
 
 
 def _named(family: str, chosen: Mapping[str, float]) -> str:
