@@ -15,6 +15,9 @@ def losslessness_table(measured: dict[str, Any]) -> str:
     return table(["row", "setting", "ours", "prompt lookup"], lines) + origin(measured)
 
 
+TREE_WAYS = ("masked", "paths")
+
+
 def bf16_table(measured: dict[str, Any]) -> str:
     """Return how often drafts change a sequence, by dtype and way to draft."""
     lines = [
@@ -29,6 +32,32 @@ def bf16_table(measured: dict[str, Any]) -> str:
     ]
     heads = ["dtype", "drafts copy", "sequences changed", "tokens per forward"]
     return table([*heads, "changes per 1,000 tokens"], lines) + origin(measured)
+
+
+def bitwise_trees(measured: dict[str, Any]) -> str:
+    """Return which nodes of trees had other bits than plain steps, and what steps take."""
+    bits = [
+        [row["dtype"], str(row["nodes"]), *(str(row["other_bits"][way]) for way in TREE_WAYS)]
+        for row in measured["rows"]
+        if "nodes" in row
+    ]
+    times = [
+        [
+            *(str(row[name]) for name in ("width", "bucket")),
+            *(f"{row[f'{way}_ms']:.0f}" for way in TREE_WAYS),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in measured["rows"]
+        if "ratio" in row
+    ]
+    of = next(row for row in measured["rows"] if "ratio" in row)
+    return (
+        table(["dtype", "nodes", "other bits, masked", "other bits, own paths"], bits)
+        + f"\nSteps of {of['shape']} in float32 behind {of['context']} tokens, "
+        + f"{of['threads']} threads:\n\n"
+        + table(["width", "bucket", "masked, ms", "own paths, ms", "ratio"], times)
+        + origin(measured)
+    )
 
 
 def drafting_nodes(measured: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from cells import origin, table
 from decoding_tables import (
     bf16_table,
+    bitwise_trees,
     drafting_answers,
     drafting_hostile,
     drafting_nodes,
@@ -132,6 +133,7 @@ def demo_answer(measured: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bf16-table": bf16_table,
+    "bitwise-trees": bitwise_trees,
     "demo-answer": demo_answer,
     "demo-table": demo_table,
     "langchain-capture": langchain_capture,
