@@ -2,7 +2,9 @@
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import repeat
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -115,8 +117,8 @@ class SuffixIndex:
         self._growing_start = len(self.tokens)
         self.starts.append(self._growing_start)
         self._offsets.append(0)
-        self._after_token: dict[int, list[int]] = {}
-        self._after_pair: dict[tuple[int, int], list[int]] = {}
+        self._after_token: defaultdict[int, list[int]] = defaultdict(list)
+        self._after_pair: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 
     def extend(self, token_ids: Sequence[int]) -> None:
         """Append tokens to the growing text."""
@@ -125,9 +127,8 @@ class SuffixIndex:
             position = len(tokens)
             if position > self._growing_start:
                 last = tokens[position - 1]
-                self._after_token.setdefault(last, []).append(position)
-                pair = (tokens[position - 2], last)
-                self._after_pair.setdefault(pair, []).append(position)
+                self._after_token[last].append(position)
+                self._after_pair[tokens[position - 2], last].append(position)
             tokens.append(token if self.may_copy(token) else NO_TOKEN)
 
     def may_copy(self, token: int) -> bool:
@@ -159,8 +160,10 @@ class SuffixIndex:
     def places(self, context: Sequence[int], limit: int) -> list[tuple[int, int]]:
         """Return what `matches` returns, as plain pairs of position and length."""
         found = self._fixed_places(context, self.rings(context), limit)
-        found += self._recent_places(context)
-        found.sort(key=itemgetter(1), reverse=True)
+        recent = self._recent_places(context)
+        if recent:
+            found += recent
+            found.sort(key=itemgetter(1), reverse=True)
         return found[:limit]
 
     def rings(self, context: Sequence[int]) -> list[Ring]:
@@ -169,34 +172,29 @@ class SuffixIndex:
         A place of a ring that is not in the next ring matches exactly the ring's `length` tokens
         (or more, where that is `SORTED_DEPTH` or above). Cost: O(log n) per ring.
         """
-        rings: list[Ring] = []
         end = len(context)
         last = context[-1] if end else NO_TOKEN
         low, high = bisect_left(self._before, last), bisect_right(self._before, last)
         if low == high or last < 0:
-            return rings
-        for depth in range(1, min(SORTED_DEPTH, end) + 1):
-            narrowed = (
-                self._narrow(low, high, depth, context[end - depth]) if depth > 1 else (low, high)
-            )
+            return []
+        depth, rings = 1, [(1, low, high)]
+        while high - low > 1 and depth < min(SORTED_DEPTH, end):
+            narrowed = self._narrow(low, high, depth + 1, context[end - depth - 1])
             if narrowed is None:
-                break
-            if narrowed == (low, high) and rings:
+                return rings
+            depth += 1
+            if narrowed == (low, high):
                 rings[-1] = (depth, low, high)
             else:
                 low, high = narrowed
                 rings.append((depth, low, high))
-            if high - low == 1:
-                length = self.match_length(self._order[low], context, depth)
-                rings[-1] = (length, low, high)
-                break
+        if high - low == 1:
+            rings[-1] = (self.match_length(self._order[low], context, depth), low, high)
         return rings
 
     def _narrow(self, low: int, high: int, depth: int, wanted: int) -> tuple[int, int] | None:
         """Narrow a range to the places with `wanted` at `depth` tokens to their left."""
         tokens, order = self.tokens, self._order
-        if low >= high:
-            return None
         first, last = tokens[order[low] - depth], tokens[order[high - 1] - depth]
         if first > wanted or last < wanted:
             return None
@@ -235,6 +233,7 @@ class SuffixIndex:
         self, context: Sequence[int], rings: Sequence[Ring], limit: int
     ) -> list[tuple[int, int]]:
         """Return up to `limit` fixed places of `rings`, longest match first, then by position."""
+        order = self._order
         found: list[tuple[int, int]] = []
         inner_low = inner_high = 0
         for length, low, high in reversed(rings):
@@ -243,13 +242,11 @@ class SuffixIndex:
                 break
             if length >= SORTED_DEPTH:
                 found += self._told_apart(low, high, context, room)
-            elif inner_high:
-                places = [*self._order[low : min(inner_low, low + room)]]
-                places += self._order[inner_high : min(high, inner_high + room - len(places))]
-                found += [(place, length) for place in sorted(places)]
             else:
-                places = sorted(self._order[low : min(high, low + room)])
-                found += [(place, length) for place in places]
+                places = order[low : min(inner_low if inner_high else high, low + room)]
+                if inner_high:
+                    places += order[inner_high : min(high, inner_high + room - len(places))]
+                found += zip(sorted(places), repeat(length))
             inner_low, inner_high = low, high
         return found
 
