@@ -218,12 +218,6 @@ class AcceptanceModel:
             return 0.0
         return 1.0 / (1.0 + math.exp(-log_odds))
 
-    def probabilities(self, evidences: Sequence[Evidence], lean: Lean) -> list[float]:
-        """Return `probability` of each of several tokens."""
-        weight, leaning = self.weights.__getitem__, lean.log_odds
-        log_odds = [sum(map(weight, evidence), leaning) for evidence in evidences]
-        return [1.0 / (1.0 + math.exp(-one)) if one > -30.0 else 0.0 for one in log_odds]
-
     def run_log_odds(self, distance: int, source: int, lean: Lean) -> tuple[float, float, float]:
         """Return the log-odds of the only place left.
 

@@ -45,6 +45,7 @@ class CostCurve:
         for width in self._widths:
             before = self._times[-1] if self._times else 0.0
             self._times.append(max(before, points[width]))
+        self._tables: dict[int, list[float]] = {}
         self._margins: dict[int, list[float]] = {}
 
     @classmethod
@@ -83,6 +84,13 @@ class CostCurve:
         margin = (self(TREE_WIDTH) - 1.0) / (TREE_WIDTH - 1)
         return margin < NO_TREES and self.branching * max(margin, LEAST_MARGIN) < TREE_GAIN
 
+    def times(self, budget: int) -> list[float]:
+        """Return the relative times of passes over 1 to `budget + 1` tokens."""
+        found = self._tables.get(budget)
+        if found is None:
+            found = self._tables[budget] = [self(nodes + 1) for nodes in range(budget + 1)]
+        return found
+
     def margins(self, budget: int) -> list[float]:
         """Return, for each number of drafted nodes below `budget`, the least cost per further node.
 
@@ -91,7 +99,7 @@ class CostCurve:
         """
         found = self._margins.get(budget)
         if found is None:
-            times = [self(nodes + 1) for nodes in range(budget + 1)]
+            times = self.times(budget)
             found = [
                 min(
                     (times[more] - times[nodes]) / (more - nodes)

@@ -10,15 +10,17 @@ from llma_rag.acceptance import (
     EARLIER,
     FAR,
     PROMPT,
-    RECYCLED_RANKS,
     REFERENCE,
     REPEAT,
     AcceptanceModel,
     Lean,
 )
+from llma_rag.budget import Budget
+from llma_rag.chains import Chain
 from llma_rag.costs import CostCurve
-from llma_rag.expansion import Grower, Limits
+from llma_rag.expansion import Grower
 from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
+from llma_rag.outlook import Outlook
 from llma_rag.tree import ROOT, Candidate, Successors, Tree
 
 CANDIDATES, LEAST_CANDIDATES = 96, 16
@@ -169,11 +171,8 @@ class ReferenceDrafter:
         self._costs = costs
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
-        self._given_successors = successors or _no_successors
-        self._banned = banned_tokens
-        self._above = float("inf") if vocab_size is None else vocab_size
+        self._outlook = Outlook(self.index, self._acceptance, self._lean, successors)
         self._turn = 0
-        self._successors = None if successors is None else self._allowed_successors
         self._seen = len(prompt)
         self._tree = Tree()
         self._loci = self._sources.first_loci()
@@ -193,15 +192,13 @@ class ReferenceDrafter:
             self.index.extend(new)
         if not context:
             return Draft()
-        limits = Limits(
-            nodes=self._affordable(min(budget, self.max_draft_tokens)),
-            depth=self.max_depth,
-            branching=self.branching,
-            costs=self._costs,
-            price=self._gained / self._spent,
+        nodes = self._affordable(min(budget, self.max_draft_tokens))
+        price = self._gained / self._spent
+        self._outlook.refresh()
+        grower = (Grower if self.branching else Chain)(
+            self._outlook, Budget(nodes, self.max_depth, self._costs, price)
         )
-        grower = Grower(self.index.tokens, self._acceptance, self._lean, limits, self._successors)
-        self._tree = tree = grower.grow(self._candidates(context, limits.nodes), context[-1])
+        self._tree = tree = grower.grow(self._candidates(context, nodes), context[-1])
         if not tree.tokens:
             return Draft()
         return Draft(
@@ -210,16 +207,6 @@ class ReferenceDrafter:
             places=Places(tree, self._sources),
             probabilities=tuple(tree.probabilities),
         )
-
-    def _allowed_successors(self, token: int) -> Sequence[int]:
-        found = self._given_successors(token)
-        if not found:
-            return ()
-        if len(found) > RECYCLED_RANKS:
-            found = found[:RECYCLED_RANKS]
-        if self._banned.isdisjoint(found) and max(found) < self._above:
-            return found
-        return [other for other in found if self.index.may_copy(other)]
 
     def _affordable(self, nodes: int) -> int:
         """Return how many of `nodes` may all be wrong without losing more than the slack allows.
@@ -241,20 +228,15 @@ class ReferenceDrafter:
         limit = min(max(wanted, LEAST_CANDIDATES), CANDIDATES)
         borders, sources = self._sources.borders, self._sources.sources
         near, far = [*self._loci, -FAR, -FAR][:2]
-        places = self.index.places(context, limit)
-        found: list[Candidate] = [
-            (
-                position,
-                length,
-                position - near
-                if near <= position < near + FAR
-                else position - far
-                if far <= position < far + FAR
-                else FAR,
-                sources[bisect_right(borders, position)],
-            )
-            for position, length in places
-        ]
+        near_end, far_end = near + FAR, far + FAR
+        found: list[Candidate] = []
+        for position, length in self.index.places(context, limit):
+            distance = FAR
+            if near <= position < near_end:
+                distance = position - near
+            elif far <= position < far_end:
+                distance = position - far
+            found.append((position, length, distance, sources[bisect_right(borders, position)]))
         if self.min_match_length > 1:
             found = [place for place in found if place[1] >= self.min_match_length]
         return found
@@ -276,10 +258,6 @@ class ReferenceDrafter:
         places = tree.candidates[node + 1]
         if node != ROOT and places:
             self._loci = [place[0] + depth - 1 for place in places[:LOCI]]
-
-
-def _no_successors(_: int) -> Sequence[int]:
-    return ()
 
 
 class _Sources:

@@ -33,25 +33,6 @@ Successors = Callable[[int], Sequence[int]]
 
 
 @dataclass(slots=True)
-class Run:
-    """Nodes that follow each other, copied from one place.
-
-    Attributes:
-        places: The place, before the draft.
-        position: Position of the first token.
-        tokens: Token of each node.
-        paths: Probability of the path to each.
-        successors: Recycled successors of the node before the run and then of each of its nodes.
-    """
-
-    places: Sequence[Candidate]
-    position: int
-    tokens: list[int] = field(default_factory=list)
-    paths: list[float] = field(default_factory=list)
-    successors: list[Sequence[int]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Tree:
     """A grown draft and what is needed to learn from its verification.
 
@@ -88,21 +69,6 @@ class Tree:
         self.probabilities.append(probability)
         self.candidates.append(places)
         self.successors.append(())
-
-    def add_run(self, node: int, run: "Run") -> None:
-        """Append a run behind the last node, `node`."""
-        size = len(run.tokens)
-        if not size:
-            if run.successors:
-                self.successors[-1] = run.successors[0]
-            return
-        self.tokens += run.tokens
-        self.parents += range(node, node + size)
-        self.positions += range(run.position, run.position + size)
-        self.probabilities += run.paths
-        self.candidates += [run.places] * size
-        found = run.successors[: size + 1]
-        self.successors[-1:] = found + [()] * (size + 1 - len(found))
 
     def offered(self, node: int, depth: int, tokens: Sequence[int], turn: int) -> list[Offer]:
         """Return some of what could follow a node with `depth` tokens from the root to it.
@@ -176,45 +142,70 @@ def follow(
     """
     if len(places) == 1:
         return _follow_one(tokens, places, depth, successors)
-    try:
-        following = [tokens[place[0] + depth] for place in places]
-        standing = places
-    except IndexError:
-        standing = [place for place in places if place[0] + depth < len(tokens)]
-        following = [tokens[place[0] + depth] for place in standing]
-    groups: dict[int, list[Candidate]] = {}
-    for token, place in zip(following, standing, strict=True):
-        if token in groups:
-            groups[token].append(place)
-        else:
-            groups[token] = [place]
-    groups.pop(NO_TOKEN, None)
-    lengths = [place[1] for place in standing]
+    groups, lengths = _grouped(tokens, places, depth)
     rank = NO_SUCCESSORS
+    alike: dict[tuple[int, int, int, int], Evidence] = {}
     found: list[Copy] = []
     for token, group in groups.items():
-        first, length, distance, source = group[0]
-        votes = 1
-        if len(group) > 1:
-            votes = sum([place[1] == length for place in group])
-            distance = min([place[2] for place in group])
         if successors:
             rank = successors.index(token) if token in successors else RECYCLED_RANKS
-        matched = length + depth
-        evidence = copy_evidence(
-            matched if matched < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH,
-            distance,
-            depth,
-            source,
-            votes,
-            lengths.count(length),
-            len(group),
-            len(places),
-            places[0][1] - length,
-            rank,
-        )
-        found.append((token, evidence, group, first + depth))
+        position, length, distance, source = group[0]
+        if len(group) > 1:
+            evidence = _evidence(group, depth, lengths, places, rank)
+        elif (length, distance, source, rank) in alike:
+            evidence = alike[length, distance, source, rank]
+        else:
+            evidence = _evidence(group, depth, lengths, places, rank)
+            alike[length, distance, source, rank] = evidence
+        found.append((token, evidence, group, position + depth))
     return found
+
+
+def _evidence(
+    group: Sequence[Candidate],
+    depth: int,
+    lengths: Sequence[int],
+    places: Sequence[Candidate],
+    rank: int,
+) -> Evidence:
+    """Describe the token of a group of `places`, whose match lengths are `lengths`."""
+    _, length, distance, source = group[0]
+    votes = 1
+    if len(group) > 1:
+        votes = [place[1] for place in group].count(length)
+        distance = min([place[2] for place in group])
+    return copy_evidence(
+        min(length + depth, MAX_MATCH_LENGTH),
+        distance,
+        depth,
+        source,
+        votes,
+        lengths.count(length),
+        len(group),
+        len(places),
+        places[0][1] - length,
+        rank,
+    )
+
+
+def _grouped(
+    tokens: Sequence[int], places: Sequence[Candidate], depth: int
+) -> tuple[dict[int, list[Candidate]], list[int]]:
+    """Return places by the token that follows them, and the match lengths of all."""
+    end = len(tokens) - depth
+    groups: dict[int, list[Candidate]] = {}
+    lengths: list[int] = []
+    for place in places:
+        position = place[0]
+        if position < end:
+            token = tokens[position + depth]
+            lengths.append(place[1])
+            if token in groups:
+                groups[token].append(place)
+            else:
+                groups[token] = [place]
+    groups.pop(NO_TOKEN, None)
+    return groups, lengths
 
 
 def _follow_one(

@@ -1,9 +1,14 @@
 """What drafts look like; how good they are is measured by replay."""
 
+import random
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llma_rag.acceptance import AcceptanceModel
+from llma_rag.budget import LEAST_PROBABILITY
+from llma_rag.chains import Chain
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Draft, Place, ReferenceDrafter
 from llma_rag.expansion import Grower
@@ -85,11 +90,22 @@ def test_a_chain_is_no_tree():
     assert not Draft(tokens=(1, 2), parents=(-1, -1), places=(None, None)).is_chain
 
 
-@given(small, small, st.lists(st.lists(st.integers(0, 3), unique=True), min_size=4, max_size=4))
-@settings(max_examples=200, deadline=None)
+def opinionated(seed: int) -> AcceptanceModel:
+    """Return a model that trusts other things than the shipped one does."""
+    chance, model = random.Random(seed), AcceptanceModel.shipped()
+    return AcceptanceModel([one + chance.gauss(0, 0.7) for one in model.weights], model.precisions)
+
+
+def lists_of_successors(most: int) -> st.SearchStrategy[list[list[int]]]:
+    one = st.lists(st.integers(0, 3), unique=True, max_size=most)
+    return st.lists(one, min_size=4, max_size=4)
+
+
+@given(small, small, lists_of_successors(4), st.integers(1, 32), st.integers(0, 99))
+@settings(max_examples=300, deadline=None)
 @pytest.mark.parametrize("branching", [False, True])
 def test_following_a_run_drafts_what_expanding_every_node_would(
-    branching, reference, prompt, successors
+    branching, reference, prompt, successors, budget, seed
 ):
     def drafted():
         drafter = ReferenceDrafter(
@@ -97,18 +113,68 @@ def test_following_a_run_drafts_what_expanding_every_node_would(
             prompt,
             max_depth=6,
             branching=branching,
-            costs=CostCurve.linear(0.02),
+            costs=CostCurve.linear(0.02) if budget % 2 else None,
+            acceptance=opinionated(seed),
             successors=successors.__getitem__,
         )
-        return drafter.draft(prompt, 32)
+        return drafter.draft(prompt, budget)
 
-    def expand(self, node, depth, probability, places, gain):
-        self._expand(node, depth, probability, places, self.tree.tokens[node])
-        return gain
+    def expand(self, node, depth, path, places):
+        self._expand(node, depth, path, self.tree.tokens[node])
 
     found = drafted()
+    assume(min(found.probabilities, default=1.0) > LEAST_PROBABILITY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Grower, "_run", expand)
+        patch.setattr(Grower, "_follow", expand)
+        patch.setattr(Chain, "_run", lambda self: True)
         wanted = drafted()
     assert sorted(found.probabilities) == pytest.approx(sorted(wanted.probabilities))
     assert len(set(zip(found.parents, found.tokens, strict=True))) == len(found)
+    if not branching:
+        assert (found.tokens, found.parents) == (wanted.tokens, wanted.parents)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    st.lists(st.integers(0, 3), min_size=1, max_size=7),
+    lists_of_successors(1),
+    st.integers(0, 99),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_chain_is_the_most_probable_way_down_the_tree(reference, prompt, successors, seed):
+    chain, tree = (
+        ReferenceDrafter(
+            [reference],
+            prompt,
+            max_draft_tokens=400,
+            max_depth=4,
+            branching=branching,
+            acceptance=opinionated(seed),
+            successors=successors.__getitem__,
+        ).draft(prompt, 400)
+        for branching in (False, True)
+    )
+    assert chain.is_chain
+    assume(min(chain.probabilities, default=1.0) > LEAST_PROBABILITY)
+    node = -1
+    for token, probability in zip(chain.tokens, chain.probabilities, strict=True):
+        children = [child for child, parent in enumerate(tree.parents) if parent == node]
+        assert probability == pytest.approx(max(tree.probabilities[child] for child in children))
+        node = next(child for child in children if tree.tokens[child] == token)
+        assert tree.probabilities[node] == pytest.approx(probability)
+    assert node not in tree.parents or len(chain) == 4
+
+
+@pytest.mark.parametrize("branching", [False, True])
+def test_a_run_ends_where_a_recycled_token_is_more_probable(branching):
+    saved = AcceptanceModel.shipped().to_json()
+    saved["weights"]["rank"] = [9.0] * len(saved["weights"]["rank"])
+    drafter = ReferenceDrafter(
+        [[5, 6, 7, 9]],
+        [1],
+        max_draft_tokens=3,
+        branching=branching,
+        acceptance=AcceptanceModel.from_json(saved),
+        successors=lambda token: [8] if token == 7 else [],
+    )
+    assert drafter.draft([1, 5], 3).tokens == (6, 7, 8)
