@@ -138,7 +138,8 @@ class Outlook:
         weights, same = self._weights, self._steady[distance, source]
         matched = length + depth if length + depth < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH
         deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
-        short, rank, found = SHORT[matched], NO_SUCCESSORS, ()  # type: int, int, Sequence[int]
+        short, rank = SHORT[matched], NO_SUCCESSORS
+        found: Sequence[int] = ()
         if self.successors is not None:
             found = self.successors(last)[:RECYCLED_RANKS]
             if found:
@@ -170,7 +171,9 @@ class Outlook:
         same = self._steady[distance, source]
         found: Sequence[int] = ()
         agrees = weights[AGREES_WEIGHT + NO_SUCCESSORS]
-        tokens, paths, looked_up = [], [], []  # type: list[int], list[float], list[Sequence[int]]
+        tokens: list[int] = []
+        paths: list[float] = []
+        looked_up: list[Sequence[int]] = []
         for token in self.tokens[position + depth : position + room]:
             if token == NO_TOKEN:
                 break

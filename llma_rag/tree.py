@@ -27,7 +27,6 @@ Copy = tuple[int, Evidence, Sequence[Candidate], int]
 Offer = tuple[int, Evidence]
 """A token that may follow a node, drafted or not, and what is known of it."""
 
-
 Successors = Callable[[int], Sequence[int]]
 """Gives the likely successors of a token, best first."""
 
