@@ -17,9 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llma_rag.bench.machine import processor
 from llma_rag.bench.replay import DRAFTERS, replay, tokenised
 from llma_rag.demo.running import Demo
+from llma_rag.engine.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "llma-rag")

@@ -9,6 +9,7 @@ import torch
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import SWITCH, Calibration, cache_folder, calibrate, measure
+from llma_rag.engine.machine import processor
 from llma_rag.engine.step import Pass, StepRunner
 from tests.models import tiny_model
 
@@ -179,3 +180,23 @@ def test_the_nearest_context_counts() -> None:
 )
 def test_trees_are_drafted_where_they_pay(cost: float, branching: float, pays: bool) -> None:
     assert CostCurve.linear(cost, branching).branches_pay is pays
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("fpu avx2 avx512f avx512_bf16", "A CPU (AVX-512 with bfloat16)"),
+        ("fpu avx2 avx512f", "A CPU (AVX-512)"),
+        ("fpu avx avx2", "A CPU (AVX2)"),
+        ("fpu", "A CPU"),
+    ],
+)
+def test_a_processor_is_named_with_its_instructions(tmp_path, flags, named):
+    """Machines of one name differ in what decides the cost of a pass."""
+    listing = tmp_path / "cpuinfo"
+    listing.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n\n")
+    assert processor(listing) == named
+
+
+def test_a_processor_has_a_name_where_nothing_lists_it(tmp_path):
+    assert processor(tmp_path / "none")

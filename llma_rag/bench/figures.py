@@ -22,13 +22,13 @@ import numpy as np
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.bench.forced import ForcedRun, MakeDrafter, force
 from llma_rag.bench.hostile import HOSTILE
-from llma_rag.bench.machine import processor
 from llma_rag.bench.replay import OURS, replay, tokenised
 from llma_rag.bench.search import Search
 from llma_rag.bench.summary import ALL_SETS, ReplayRow, interval, speed_up
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Drafter, ReferenceDrafter
+from llma_rag.engine.machine import processor
 
 COSTS = (0.005, 0.02, 0.05, 0.15)
 DEV = ("llma_rag", "pld_hagrid", "pld_cnndm", "aragog", "summedits")

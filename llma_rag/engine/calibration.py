@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from llma_rag.costs import CostCurve
 from llma_rag.engine.load import context_length
+from llma_rag.engine.machine import processor
 from llma_rag.engine.memory import SlabMemory
 from llma_rag.engine.progress import progress
 from llma_rag.engine.rope import UNBOUNDED
@@ -215,7 +216,7 @@ def _key(runner: StepRunner) -> str:
         "sizes": sizes,
         "layers": sorted({type(module).__name__ for module in model.modules()}),
         "weights": sorted({type(weight).__name__ for weight in model.parameters()}),
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "machine": [platform.machine(), platform.node(), device.type],
         "dtype": str(model.dtype),
         "kernel": model.config._attn_implementation,
