@@ -10,7 +10,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from examples.train_bundled_model.attention import Guide
 from examples.train_bundled_model.batches import Batch, make_batch
-from examples.train_bundled_model.examples import Example, WordChanger
+from examples.train_bundled_model.documents import Document, markdown_units
+from examples.train_bundled_model.evaluate_demo import questions
+from examples.train_bundled_model.examples import Example, ExampleMaker, Limits, WordChanger
 from examples.train_bundled_model.prompts import CHAT_TEMPLATE, FORMATS, SPECIAL_TOKENS
 
 MODEL = Path(__file__).parents[1] / "llma_rag" / "demo" / "model"
@@ -188,3 +190,24 @@ def test_changed_words_are_the_same_wherever_they_stand() -> None:
     assert tokenizer.decode(changed_answer).endswith(".")
     spaced = [tokenizer.id_to_token(token).startswith("\u0120") for token in answer]
     assert spaced == [tokenizer.id_to_token(token).startswith("\u0120") for token in changed_answer]
+
+
+def test_an_answer_stands_in_the_prompt_where_its_span_says() -> None:
+    """Token for token, also in the middle of a passage, where its first token holds a space."""
+    texts = [file.read_text() for file in sorted((MODEL.parent / "documents").glob("*.md"))]
+    documents = [Document("own", str(n), markdown_units(t)) for n, t in enumerate(texts)]
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    maker = ExampleMaker(documents, tokenizer, random.Random(0), shares={"own": 1.0})
+    spaced = 0
+    for _ in range(40):
+        example = maker.draw(Limits((1, 2, 3), 900, 6, 2000))
+        for (first, last), (_, answer) in zip(example.answered, example.turns, strict=True):
+            if first >= 0:
+                assert example.head[first:last] == answer[:-1]
+                spaced += tokenizer.decode(answer)[0] == " "
+    assert spaced > 40
+
+
+def test_the_questions_about_the_demos_documents_have_their_answers_there() -> None:
+    asked = [question.text for question in questions()]
+    assert len(asked) == len(set(asked)) > 80

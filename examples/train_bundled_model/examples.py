@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -260,10 +260,14 @@ def sentence_spans(
 ) -> list[tuple[int, int]]:
     """First and one past the last token of each sentence, (-1, -1) where the text lacks it.
 
-    >>> sentence_spans("A: b c. d", ["b c.", "d"], [(0, 2), (3, 4), (5, 6), (6, 7), (8, 9)])
+    A token may begin with the space before its word: the first token is the one that holds the
+    sentence's first character.
+
+    >>> sentence_spans("A: b c. d", ["b c.", "d"], [(0, 2), (2, 4), (4, 6), (6, 7), (7, 9)])
     [(1, 4), (4, 5)]
     """
     begins = [begin for begin, _ in offsets]
+    ends = [end for _, end in offsets]
     spans, end = [], 0
     for sentence in sentences:
         begin = text.find(sentence, end)
@@ -271,7 +275,7 @@ def sentence_spans(
             spans.append((-1, -1))
             continue
         end = begin + len(sentence)
-        spans.append((bisect_left(begins, begin), bisect_left(begins, end)))
+        spans.append((bisect_right(ends, begin), bisect_left(begins, end)))
     return spans
 
 

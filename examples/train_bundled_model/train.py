@@ -4,7 +4,8 @@ Run: python -m examples.train_bundled_model.train --corpus ../shared/corpus --wo
 
 The work folder holds tokenizer.json (from prepare), the newest state (state.pt) and the log. Run
 the same command again to go on where it stopped. With `--init FOLDER` training starts from a model
-that already copies and skips the curriculum.
+that already copies and skips the curriculum. `--dtype float32` is quicker on processors without
+products of 16-bit numbers.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ CONFIG = LlamaConfig(
 CHECKED = 60
 CHANGED, CHANGED_WORDS = 0.5, 0.6
 SIZES = (
-    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.3, same_title=0.3),
-    Limits((1, 2, 3), 500, 12, 640, cut=0.3, same_title=0.4),
-    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.3, same_title=0.4),
-    Limits((2, 3, 4), 1500, 16, 1200, cut=0.3, same_title=0.5),
+    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.45, same_title=0.3),
+    Limits((1, 2, 3), 500, 12, 640, cut=0.45, same_title=0.4),
+    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.45, same_title=0.4),
+    Limits((2, 3, 4), 1500, 16, 1200, cut=0.45, same_title=0.5),
 )
-FIRST_MIX, LAST_MIX = (6.0, 2.0, 0.3, 0.0), (1.0, 2.0, 3.0, 1.5)
+FIRST_MIX, LAST_MIX = (6.0, 2.0, 0.3, 0.0), (1.0, 2.0, 3.0, 3.0)
 FORMING = Limits((1,), 450, 6, 224)
 GROWING = Limits((1, 2, 3), 800, 8, 512)
 
@@ -96,7 +97,8 @@ class BatchMaker:
             return FORMING, 0.3 * (1 - share / 0.25)
         if not self._warm and share < 0.45:
             return GROWING, 0.03
-        mix = [a + (b - a) * share for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
+        late = 1.0 if self._warm else share
+        mix = [a + (b - a) * late for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
         return self._rng.choices(SIZES, mix)[0], 0.06
 
 
@@ -162,6 +164,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=3000, help="tokens per step")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -178,7 +181,7 @@ def main() -> None:
     documents: list[Document] = list(read_corpus(args.corpus))
     sets = training_sets(documents, tokenizer, CHECKED)
     seen = [d for d in documents if not is_held_out(d) and d.source != "clapnq"]
-    trainer = Trainer(_model(args.init), args.peak)
+    trainer = Trainer(_model(args.init), args.peak, getattr(torch, args.dtype))
     if (args.work / "state.pt").exists():
         trainer.load(args.work / "state.pt")
     rng = random.Random(args.seed + trainer.progress.steps)

@@ -71,11 +71,17 @@ class _Trained(nn.Module):
 
 
 class Trainer:
-    """The model in fp32 with its optimizer, and a working copy in bf16 that computes gradients."""
+    """The model in fp32 with its optimizer, and a working copy that computes gradients.
 
-    def __init__(self, model: LlamaForCausalLM, peak: float) -> None:
+    Args:
+        model: What is trained, in fp32.
+        peak: The highest learning rate.
+        dtype: Of the working copy. bf16 is quicker only on processors that compute with it.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, peak: float, dtype: torch.dtype) -> None:
         self._trained = _Trained(model)
-        self._working = copy.deepcopy(self._trained).to(torch.bfloat16)
+        self._working = copy.deepcopy(self._trained).to(dtype)
         self._working.language_model.set_attn_implementation(attention.NAME)
         self.peak = peak
         self.progress = Progress()
@@ -129,7 +135,7 @@ class Trainer:
         )
         outputs = self._working.language_model.model(
             input_ids=batch.ids,
-            attention_mask=(~batch.mask).to(torch.bfloat16) * -1e4,
+            attention_mask=(~batch.mask).to(self._working.language_model.dtype) * -1e4,
             position_ids=batch.positions,
             use_cache=False,
             output_hidden_states=True,
