@@ -14,6 +14,7 @@ from examples.train_bundled_model.documents import Document, markdown_units
 from examples.train_bundled_model.evaluate_demo import questions
 from examples.train_bundled_model.examples import Example, ExampleMaker, Limits, WordChanger
 from examples.train_bundled_model.prompts import CHAT_TEMPLATE, FORMATS, SPECIAL_TOKENS
+from llma_rag.demo.questions import QUESTIONS
 
 MODEL = Path(__file__).parents[1] / "llma_rag" / "demo" / "model"
 ROLES = {"human": "user", "system": "system", "ai": "assistant"}
@@ -211,3 +212,4 @@ def test_an_answer_stands_in_the_prompt_where_its_span_says() -> None:
 def test_the_questions_about_the_demos_documents_have_their_answers_there() -> None:
     asked = [question.text for question in questions()]
     assert len(asked) == len(set(asked)) > 80
+    assert {*QUESTIONS} <= {*questions()}

@@ -14,6 +14,7 @@ import argparse
 import logging
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,11 +50,12 @@ CONFIG = LlamaConfig(
 )
 CHECKED = 60
 CHANGED, CHANGED_WORDS = 0.5, 0.6
+CUT, LATE_CUT, LATE = 0.45, 0.2, 0.8
 SIZES = (
-    Limits((2, 3, 4, 5), 250, 12, 560, cut=0.45, same_title=0.3),
-    Limits((1, 2, 3), 500, 12, 640, cut=0.45, same_title=0.4),
-    Limits((1, 2, 3, 4), 1000, 14, 900, cut=0.45, same_title=0.4),
-    Limits((2, 3, 4), 1500, 16, 1200, cut=0.45, same_title=0.5),
+    Limits((2, 3, 4, 5), 250, 12, 560, cut=CUT, same_title=0.3),
+    Limits((1, 2, 3), 500, 12, 640, cut=CUT, same_title=0.4),
+    Limits((1, 2, 3, 4), 1000, 14, 900, cut=CUT, same_title=0.4),
+    Limits((2, 3, 4), 1500, 16, 1200, cut=CUT, same_title=0.5),
 )
 FIRST_MIX, LAST_MIX = (6.0, 2.0, 0.3, 0.0), (1.0, 2.0, 3.0, 3.0)
 FORMING = Limits((1,), 450, 6, 224)
@@ -99,7 +101,8 @@ class BatchMaker:
             return GROWING, 0.03
         late = 1.0 if self._warm else share
         mix = [a + (b - a) * late for a, b in zip(FIRST_MIX, LAST_MIX, strict=True)]
-        return self._rng.choices(SIZES, mix)[0], 0.06
+        limits = self._rng.choices(SIZES, mix)[0]
+        return replace(limits, cut=LATE_CUT) if share > LATE else limits, 0.06
 
 
 def share_done(progress: Progress, arguments: argparse.Namespace) -> float:

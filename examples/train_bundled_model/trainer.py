@@ -56,7 +56,7 @@ class Progress:
 def learning_rate(share: float, steps: int, peak: float) -> float:
     """Linear warm-up, a plateau for the first third, then a cosine to nearly nothing."""
     cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, share - 0.3) / 0.7))
-    return peak * min(1.0, (steps + 1) / WARM_UP) * max(0.01, cosine)
+    return peak * min(1.0, (steps + 1) / WARM_UP) * max(0.001, cosine)
 
 
 class _Trained(nn.Module):

@@ -20,9 +20,9 @@ class Question:
 
 QUESTIONS = (
     Question(
-        "How long does the crossing from Port Ansel to Tarn Holm take?",
-        "ferry-timetable.md",
-        "The crossing from Port Ansel to Tarn Holm takes 75 minutes in calm weather.",
+        "When was the lighthouse of Vessa built?",
+        "ferry-islands.md",
+        "The lighthouse of Vessa was built in 1874 and can be climbed from May to September.",
     ),
     Question(
         "What does the general alarm consist of?",
@@ -33,36 +33,35 @@ QUESTIONS = (
     Question(
         "Which discount does a group of ten or more persons receive?",
         "ferry-tickets.md",
-        "A group of ten or more persons receives a discount of 15 percent if it books at least "
-        "seven days ahead.",
+        "A group of ten or more persons receives a discount of 15 percent if it books at "
+        "least seven days ahead.",
     ),
     Question(
-        "Who founded Skerry Line?",
+        "Who is the managing director?",
         "ferry-company.md",
-        "Captain Ingrid Halvard founded Skerry Line in 1961 with a single wooden boat named "
-        "Petrel.",
+        "The managing director is Marit Solheim, who has led the company since 2014.",
     ),
     Question(
-        "What does a copied span say?",
-        "citations.md",
-        "A copied span says that certain characters of the answer equal certain characters of a "
-        "reference.",
+        "When is the foghorn sounded?",
+        "ferry-weather.md",
+        "The foghorn is sounded once every two minutes while a ship is under way in fog.",
     ),
     Question(
         "How does rollback in LLMA forget a rejected draft?",
         "verification.md",
-        "Rollback in LLMA moves a length instead of copying memory, so that forgetting a rejected "
-        "draft costs nothing.",
+        "Rollback in LLMA moves a length instead of copying memory, so that forgetting a "
+        "rejected draft costs nothing.",
     ),
     Question(
         "What is tokens per forward?",
         "statistics.md",
-        "Tokens per forward is the number of generated tokens divided by the number of forward "
-        "passes.",
+        "Tokens per forward is the number of generated tokens divided by the number of "
+        "forward passes.",
     ),
     Question(
-        "What does the option stop take?",
-        "stopping.md",
-        "Stop strings are given through the option stop, as one string or as a list of strings.",
+        "What does a namespace stand for?",
+        "caching.md",
+        "A namespace usually stands for one customer, one project or one user.",
     ),
 )
+"""Those that the bundled model answers rightly, out of more; its card says of how many."""
