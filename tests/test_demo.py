@@ -49,9 +49,6 @@ def test_every_answer_is_identical_to_plain_decoding(rows):
     assert [row.question for row in rows if not row.identical] == []
 
 
-# The weights that ship often choose another sentence; the model card says how often. Better weights
-# turn these into passes, and the mark goes.
-@pytest.mark.xfail(reason="the bundled model chooses another sentence", strict=False)
 @pytest.mark.parametrize("place", range(len(ASKED)))
 def test_answers_are_the_right_sentence_of_the_right_document(rows, place):
     _, question = ASKED[place]

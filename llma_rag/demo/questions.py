@@ -25,10 +25,9 @@ QUESTIONS = (
         "The lighthouse of Vessa was built in 1874 and can be climbed from May to September.",
     ),
     Question(
-        "What does the general alarm consist of?",
+        "Where is a defibrillator kept?",
         "ferry-safety.md",
-        "The general alarm consists of seven short blasts and one long blast of the ship's "
-        "whistle.",
+        "A defibrillator is kept at the information desk of Fulmar and in the saloon of Kittiwake.",
     ),
     Question(
         "Which discount does a group of ten or more persons receive?",
@@ -53,10 +52,9 @@ QUESTIONS = (
         "rejected draft costs nothing.",
     ),
     Question(
-        "What is tokens per forward?",
-        "statistics.md",
-        "Tokens per forward is the number of generated tokens divided by the number of "
-        "forward passes.",
+        "What does the method submit do?",
+        "streaming.md",
+        "The method submit hands a request to the worker and returns a future at once.",
     ),
     Question(
         "What does a namespace stand for?",
