@@ -2,6 +2,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -32,14 +33,29 @@ def captured_of(model: PreTrainedModel) -> tuple[StepRunner, StepRunner, Capture
     return free, StepRunner(free.model, free.verdict, FixedShape(WIDTH), steps), steps
 
 
+def rows_keep_their_bits() -> bool:
+    """Return whether numpy's products give a row the same bits wherever it stands.
+
+    On processors with AVX2 alone they do not.
+    """
+    source = np.random.default_rng(0)
+    rows, other = (source.standard_normal((16, 16), dtype=np.float32) for _ in range(2))
+    return all(
+        np.array_equal(np.roll(rows, place, axis=0) @ other, np.roll(rows @ other, place, axis=0))
+        for place in range(16)
+    )
+
+
 def test_they_give_the_logits_of_free_steps_and_the_same_bits_with_drafts(
     model: PreTrainedModel,
 ) -> None:
     free, fixed, steps = captured_of(model)
     assert can_capture(model)
     assert agrees(free, fixed)
-    assert is_bitwise(fixed)
     assert steps.captures > 0
+    if not rows_keep_their_bits():
+        pytest.skip("numpy, which computes for the interpreter, rounds by a row's place here")
+    assert is_bitwise(fixed)
 
 
 def test_a_slab_that_is_given_back_is_not_captured_again(model: PreTrainedModel) -> None:
