@@ -1,5 +1,6 @@
 """The dtype in which a model is loaded where nobody chose one."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ Save = Callable[[torch.dtype], Path]
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
     def saved(dtype: torch.dtype) -> Path:
-        tiny_model("llama-gqa").to(dtype).save_pretrained(tmp_path)
+        copy.deepcopy(tiny_model("llama-gqa")).to(dtype).save_pretrained(tmp_path)
         character_tokenizer().save_pretrained(tmp_path)
         return tmp_path
 
