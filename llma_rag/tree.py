@@ -15,7 +15,7 @@ from llma_rag.index import MAX_MATCH_LENGTH, NO_TOKEN
 ROOT = -1
 """Parent of a node that follows the last committed token."""
 
-OBSERVED = 4
+OBSERVED = 3
 """Of what may follow a node, how many tokens are learned from at a time."""
 
 Candidate = tuple[int, int, int, int]
@@ -82,18 +82,18 @@ class Tree:
         copies = self.copies.get(node)
         if copies is None:
             copies = follow(tokens, places, depth, successors) if len(places) == 1 else []
-        found = [(token, evidence) for token, evidence, _, _ in copies]
-        if successors:
-            copied = [token for token, _ in found]
-            longest = places[0][1] + depth if places else 0
-            found += [
-                (token, recycled_evidence(rank, depth, longest))
-                for rank, token in enumerate(successors)
-                if token not in copied
-            ]
-        if len(found) > OBSERVED:
-            last = OBSERVED - 1
-            found[last:] = [found[last + turn % (len(found) - last)]]
+        copied = [copy[0] for copy in copies]
+        others = [rank for rank, token in enumerate(successors) if token not in copied]
+        size, last = len(copies) + len(others), OBSERVED - 1
+        chosen = [*range(last), last + turn % (size - last)] if size > OBSERVED else range(size)
+        longest = places[0][1] + depth if places else 0
+        found: list[Offer] = []
+        for choice in chosen:
+            if choice < len(copies):
+                found.append((copies[choice][0], copies[choice][1]))
+            else:
+                rank = others[choice - len(copies)]
+                found.append((successors[rank], recycled_evidence(rank, depth, longest)))
         return found
 
     def copied(self, node: int, depth: int, tokens: Sequence[int]) -> list[int]:
