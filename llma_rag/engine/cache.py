@@ -155,6 +155,11 @@ class SlabCache(Cache):
         for layer in self._slabs:
             layer.reserve(end)
 
+    def states(self) -> list[torch.Tensor]:
+        """Return the slabs of all layers, keys and values; none before the first pass."""
+        both = (one for layer in self._slabs for one in (layer.keys, layer.values))
+        return [one for one in both if one is not None]
+
     def itself(self) -> "SlabCache":
         """Return the cache, also through a weak proxy."""
         return self

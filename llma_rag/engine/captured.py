@@ -2,9 +2,10 @@
 
 import threading
 import time
+import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,9 @@ VERIFIED = "llma_verified"
 
 MOST_SLABS = 8
 """Free slabs that are kept with their graphs for later requests."""
+
+Backend = str | Callable[..., Any]
+"""What `torch.compile` takes as a backend."""
 
 WARM_UPS = 3
 """Steps before a capture, in which kernels are compiled and libraries choose theirs."""
@@ -89,17 +93,27 @@ class CapturedSteps:
     """Steps of `width` rows of one model; every slab has a graph of its own.
 
     Slabs of finished requests are kept with their graphs, so that a later request captures nothing.
-    On other devices than CUDA the same step runs without a graph.
+    Before a capture the model is compiled, once for slabs of any capacity: of some forty kernels
+    of a layer most are then one. On other devices than CUDA the same step runs without a graph.
 
     Attributes:
         captures: Slabs that were captured.
         seconds: What the first steps over them took, captures included.
     """
 
-    def __init__(self, model: PreTrainedModel, width: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, width: int, *, backend: Backend | None = None
+    ) -> None:
+        """Make no step yet.
+
+        Args:
+            model: `can_capture` holds for it.
+            width: Rows of a step.
+            backend: Of `torch.compile`; None compiles on CUDA alone, by inductor.
+        """
         self.captures = 0
         self.seconds = 0.0
-        self._model = twin(model, attention=VERIFIED)
+        self._model = _Compiled(twin(model, attention=VERIFIED), backend)
         self._width = width
         self._graphs: weakref.WeakKeyDictionary[SlabCache, _Step] = weakref.WeakKeyDictionary()
         self._free: OrderedDict[int, SlabCache] = OrderedDict()
@@ -142,12 +156,42 @@ class CapturedSteps:
         return logits
 
 
+class _Compiled:
+    """A model that is compiled with the first call, or runs as it is where that fails."""
+
+    def __init__(self, model: PreTrainedModel, backend: Backend | None) -> None:
+        self.device = model.device
+        self._model = model
+        if backend is None and _on_gpu(model.device):
+            backend = "inductor"
+        self._compiled: Callable[..., Any] | None = None
+        if backend is not None:
+            self._compiled = torch.compile(model, backend=backend, dynamic=False)
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Run a pass."""
+        if self._compiled is None:
+            return self._model(**arguments)
+        try:
+            return self._compiled(**arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of which all errors of torch.compile are
+            self._compiled = None
+            output = self._model(**arguments)
+            text = f"Steps are captured without torch.compile, which failed: {error}"
+            warnings.warn(text, stacklevel=2)
+            return output
+
+
 class _Step:
     """One step over one slab: static inputs, and the graph that reads them."""
 
-    def __init__(self, model: PreTrainedModel, slab: SlabCache, width: int, needed: int) -> None:
+    def __init__(self, model: _Compiled, slab: SlabCache, width: int, needed: int) -> None:
         device = model.device
         slab.reserve(needed)
+        for states in slab.states():
+            torch._dynamo.mark_dynamic(states, 2)
         self._slab = weakref.proxy(slab)
         self._capacity = slab.capacity
         self._model = model

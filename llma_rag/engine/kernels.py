@@ -102,6 +102,7 @@ def _join_pieces(
     tl.store(out_ptr + at, output / total)
 
 
+@torch.library.custom_op("llma_rag::verify", mutates_args=())
 def verify(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -153,3 +154,10 @@ def verify(
         sums, scales, output, *output.stride()[:3], **sizes
     )
     return output
+
+
+@verify.register_fake
+def _(query, keys, values, starts, slots, ancestors, scaling):
+    """Tell `torch.compile` what `verify` returns."""
+    sequences, heads, width, dim = query.shape
+    return query.new_empty((sequences, width, heads, dim))

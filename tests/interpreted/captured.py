@@ -1,10 +1,13 @@
 """Steps as they are captured on CUDA, run without a graph; `tests/test_kernels.py` runs this."""
 
 import gc
+from shutil import which
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from llma_rag.engine.bitwise import agrees, is_bitwise
@@ -27,9 +30,11 @@ def model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def captured_of(model: PreTrainedModel) -> tuple[StepRunner, StepRunner, CapturedSteps]:
+def captured_of(
+    model: PreTrainedModel, backend: Any = None
+) -> tuple[StepRunner, StepRunner, CapturedSteps]:
     free = runner_of(model)
-    steps = CapturedSteps(free.model, WIDTH)
+    steps = CapturedSteps(free.model, WIDTH, backend=backend)
     return free, StepRunner(free.model, free.verdict, FixedShape(WIDTH), steps), steps
 
 
@@ -97,3 +102,41 @@ def test_a_step_captured_at_load_serves_the_first_request(model: PreTrainedModel
         fixed.run(step)
         fixed.keep(step, [])
     assert steps.captures == 1
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(which("c++") is None, reason="needs a C++ compiler"),
+        ),
+    ],
+)
+def test_compiled_steps_are_one_graph_for_slabs_of_all_capacities(
+    model: PreTrainedModel, backend: str
+) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    free, fixed, steps = captured_of(model, backend)
+    assert agrees(free, fixed)
+    for capacity in (64, 600):
+        row = fixed.open_row(capacity)
+        for tokens in ([5, 6, 7], [8]):
+            step = Pass(row, tokens)
+            assert fixed.run(step).isfinite().all()
+            fixed.keep(step, [])
+    assert steps.captures > 1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_a_model_that_can_not_be_compiled_runs_as_it_is(model: PreTrainedModel) -> None:
+    def broken(*_: object) -> Any:
+        raise NotImplementedError("no compiler here")
+
+    torch._dynamo.reset()
+    free, fixed, _ = captured_of(model, broken)
+    with pytest.warns(UserWarning, match="no compiler here"):
+        assert agrees(free, fixed)
