@@ -26,6 +26,9 @@ from llma_rag.tree import ROOT, Candidate, Successors, Tree
 CANDIDATES, LEAST_CANDIDATES = 96, 16
 """Most places from which a large tree and a chain is grown."""
 
+WEAK_LENGTH, WEAK_CANDIDATES = 2, 8
+"""Longest match of which chains take fewer places, and how many: more gained nothing."""
+
 SLACK, SLACK_PER_TOKEN = 0.3, 0.01
 """Passes of plain decoding that drafts of one answer may lose, at first and for every token."""
 
@@ -230,7 +233,10 @@ class ReferenceDrafter:
         near, far = [*self._loci, -FAR, -FAR][:2]
         near_end, far_end = near + FAR, far + FAR
         found: list[Candidate] = []
-        for position, length in self.index.places(context, limit):
+        places = self.index.places(context, limit)
+        if not self.branching and places and places[0][1] <= WEAK_LENGTH:
+            del places[WEAK_CANDIDATES:]
+        for position, length in places:
             distance = FAR
             if near <= position < near_end:
                 distance = position - near
