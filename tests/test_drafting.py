@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llma_rag.acceptance import AcceptanceModel
+from llma_rag.acceptance import GROUPS, AcceptanceModel
 from llma_rag.budget import LEAST_PROBABILITY
 from llma_rag.chains import Chain
 from llma_rag.costs import CostCurve
@@ -90,10 +90,19 @@ def test_a_chain_is_no_tree():
     assert not Draft(tokens=(1, 2), parents=(-1, -1), places=(None, None)).is_chain
 
 
-def opinionated(seed: int) -> AcceptanceModel:
-    """Return a model that trusts other things than the shipped one does."""
+def opinionated(seed: int, *, ranked: bool = False) -> AcceptanceModel:
+    """Return a model that trusts other things than the shipped one does.
+
+    With `ranked` it trusts no later rank more than an earlier one. Ranks are offered one after the
+    other, so that otherwise which of two equal paths is taken first decides what is seen at all.
+    """
     chance, model = random.Random(seed), AcceptanceModel.shipped()
-    return AcceptanceModel([one + chance.gauss(0, 0.7) for one in model.weights], model.precisions)
+    weights = [one + chance.gauss(0, 0.7) for one in model.weights]
+    if ranked:
+        first = len(weights) - GROUPS["rank"]
+        for kind in range(3):
+            weights[first + kind :: 3] = sorted(weights[first + kind :: 3], reverse=True)
+    return AcceptanceModel(weights, model.precisions)
 
 
 def lists_of_successors(most: int) -> st.SearchStrategy[list[list[int]]]:
@@ -114,7 +123,7 @@ def test_following_a_run_drafts_what_expanding_every_node_would(
             max_depth=6,
             branching=branching,
             costs=CostCurve.linear(0.02) if budget % 2 else None,
-            acceptance=opinionated(seed),
+            acceptance=opinionated(seed, ranked=branching),
             successors=successors.__getitem__,
         )
         return drafter.draft(prompt, budget)
