@@ -35,6 +35,9 @@ def main() -> None:
     if not arguments.traces.exists():
         sys.stderr.write("No recorded answers there: replay.json stays as it is.\n")
         return
+    written = json.loads((RESULTS / "replay.json").read_text())["rows"]
+    if missing := {row["drafter"] for row in written} - DRAFTERS.keys():
+        sys.exit(f"replay.json stays as it is: {', '.join(missing)} would be left out of it here.")
     traces = tokenised([arguments.traces], tokenizer=arguments.tokenizer)
     write("replay", [row.to_json() for row in replay(traces, drafters=list(DRAFTERS), budget=20)])
 
