@@ -120,7 +120,14 @@ def bitwise_runner(runner: StepRunner) -> StepRunner | None:
     for width in fixed_widths(runner.model):
         for captured in _ways(runner, width):
             fixed = StepRunner(runner.model, runner.verdict, FixedShape(width), captured)
-            if is_bitwise(fixed) and (captured is None or agrees(runner, fixed)):
+            try:
+                granted = is_bitwise(fixed) and (captured is None or agrees(runner, fixed))
+            except Exception as error:
+                if captured is None:
+                    raise
+                warnings.warn(f"Steps are not captured: {error!r}", stacklevel=2)
+                granted = False
+            if granted:
                 return fixed
     return None
 

@@ -109,8 +109,8 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         return max(self.cache.lengths) + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return the tokens kept in the longest row."""
-        return max(self.cache.lengths)
+        """Return the tokens kept in the longest row; 0 where only the device knows the places."""
+        return 0 if self.cache.places is not None else max(self.cache.lengths)
 
     def get_max_length(self) -> int:
         """Return -1: a slab grows where it must."""

@@ -26,6 +26,9 @@ MOST_SLABS = 8
 Backend = str | Callable[..., Any]
 """What `torch.compile` takes as a backend."""
 
+MOST_COMPILED = 256
+"""Steps of different models or widths that one process compiles; further ones run uncompiled."""
+
 WARM_UPS = 3
 """Steps before a capture, in which kernels are compiled and libraries choose theirs."""
 
@@ -46,7 +49,8 @@ class Plan:
 
 
 class _Current(threading.local):
-    plan: Plan | None = None
+    def __init__(self) -> None:
+        self.plan: Plan | None = None  # of the instance: torch.compile overlooks others before 2.12
 
 
 _current = _Current()
@@ -157,31 +161,40 @@ class CapturedSteps:
 
 
 class _Compiled:
-    """A model that is compiled with the first call, or runs as it is where that fails."""
+    """A model that is compiled with its first pass, or runs as it is where that fails."""
 
     def __init__(self, model: PreTrainedModel, backend: Backend | None) -> None:
         self.device = model.device
         self._model = model
-        if backend is None and _on_gpu(model.device):
-            backend = "inductor"
+        self._backend = "inductor" if backend is None and _on_gpu(model.device) else backend
         self._compiled: Callable[..., Any] | None = None
-        if backend is not None:
-            self._compiled = torch.compile(model, backend=backend, dynamic=False)
 
     def __call__(self, **arguments: Any) -> Any:
-        """Run a pass."""
-        if self._compiled is None:
+        """Run a pass.
+
+        Whether compiled is decided by the first one: steps of both kinds round differently.
+        """
+        if self._backend is None:
             return self._model(**arguments)
+        if self._compiled is not None:
+            return self._run(self._compiled, arguments)
         try:
-            return self._compiled(**arguments)
+            compiled = torch.compile(self._model, backend=self._backend, dynamic=False)
+            output = self._run(compiled, arguments)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # of which all errors of torch.compile are
-            self._compiled = None
-            output = self._model(**arguments)
-            text = f"Steps are captured without torch.compile, which failed: {error}"
+        except Exception as error:  # torch.compile raises whatever its parts do
+            self._backend = None
+            text = f"Steps are captured without torch.compile, which failed: {error!r}"
             warnings.warn(text, stacklevel=2)
-            return output
+            return self._model(**arguments)
+        self._compiled = compiled
+        return output
+
+    def _run(self, compiled: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call what is compiled; the limit counts all models of a process together."""
+        with torch._dynamo.config.patch(cache_size_limit=MOST_COMPILED):
+            return compiled(**arguments)
 
 
 class _Step:
@@ -227,7 +240,7 @@ class _Step:
             self._forward()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other decoders go on
             self._logits = self._forward()
         self._graph = graph
 

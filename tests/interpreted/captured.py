@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
+from llma_rag.engine import bitwise
 from llma_rag.engine.bitwise import agrees, is_bitwise
-from llma_rag.engine.captured import CapturedSteps, can_capture
+from llma_rag.engine.captured import VERIFIED, CapturedSteps, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.twin import twin
 from llma_rag.engine.warmup import capture
 
 WIDTH = 4
@@ -132,11 +134,59 @@ def test_compiled_steps_are_one_graph_for_slabs_of_all_capacities(
     assert not counters["graph_break"]
 
 
-def test_a_model_that_can_not_be_compiled_runs_as_it_is(model: PreTrainedModel) -> None:
-    def broken(*_: object) -> Any:
-        raise NotImplementedError("no compiler here")
-
+def test_a_step_is_compiled_once_for_all_lengths_where_a_model_asks_for_them() -> None:
     torch._dynamo.reset()
-    free, fixed, _ = captured_of(model, broken)
+    counters.clear()
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=64, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=99,
+        word_embed_proj_dim=64, max_position_embeddings=512, init_std=0.4,
+    )  # fmt: skip
+    free, fixed, _ = captured_of(AutoModelForCausalLM.from_config(config).eval(), "eager")
+    assert agrees(free, fixed)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("error", [AssertionError, NameError, RuntimeError])
+def test_a_model_that_can_not_be_compiled_runs_as_it_is(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise error("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    free, fixed, _ = captured_of(model, "eager")
     with pytest.warns(UserWarning, match="no compiler here"):
         assert agrees(free, fixed)
+
+
+def test_a_model_that_was_compiled_once_is_never_run_as_it_is(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = [True, False]
+
+    def compiled(*_: object, **arguments: Any) -> Any:
+        if not works.pop(0):
+            raise RuntimeError("cannot compile again")
+        return twin(model, attention=VERIFIED)(**arguments)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: compiled)
+    _, fixed, _ = captured_of(model, "eager")
+    row = fixed.open_row(64)
+    prompt = Pass(row, [5, 6, 7])
+    fixed.run(prompt)
+    fixed.keep(prompt, [])
+    fixed.run(Pass(row, [8]))
+    with pytest.raises(RuntimeError, match="cannot compile again"):
+        fixed.run(Pass(row, [8]))
+
+
+def test_steps_that_fail_are_not_captured(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = CapturedSteps(model, WIDTH)
+    monkeypatch.setattr(steps, "run", lambda *_: [][0])
+    monkeypatch.setattr(bitwise, "_ways", lambda *_: iter([steps, None]))
+    with pytest.warns(UserWarning, match="not captured: IndexError"):
+        runner = bitwise.bitwise_runner(runner_of(model))
+    assert runner is None or runner.captured is None
