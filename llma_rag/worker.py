@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from llma_rag.engine.step import Pass
+from llma_rag.engine.threads import release_idle_threads
 from llma_rag.result import GenerationChunk, GenerationResult
 
 MAX_ACTIVE = 8
@@ -96,6 +97,7 @@ class Worker:
 
     def submit(self, decoding: Decoding, sink: Sink) -> None:
         """Hand over a request; its events reach the sink from the worker's thread."""
+        release_idle_threads()
         with self._lock:
             if self._thread is None or self._process != os.getpid():
                 self._queue = queue.SimpleQueue()
@@ -139,6 +141,8 @@ def _serve(jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome
 
 def _admit(jobs: "queue.SimpleQueue[_Job | None]", active: list[_Job], open_for_more: bool) -> bool:
     """Start waiting requests while there is room; wait for one if there is nothing to do."""
+    if not active and jobs.empty():
+        release_idle_threads()
     while open_for_more and len(active) < MAX_ACTIVE:
         try:
             job = jobs.get(block=not active)
