@@ -50,7 +50,7 @@ class Plan:
 
 class _Current(threading.local):
     def __init__(self) -> None:
-        self.plan: Plan | None = None  # of the instance: torch.compile overlooks others before 2.12
+        self.plan: Plan | None = None  # of the instance: older torch.compile sees no other
 
 
 _current = _Current()
