@@ -132,18 +132,19 @@ def engine_table(measured: dict[str, Any]) -> str:
             row["dtype"],
             row["work"],
             row["arm"],
-            f"{row['tpot_ms']:.1f}",
+            f"{row['ms_per_token']:.1f}",
             f"{row['ttft_ms']:.0f}",
             f"{row['tokens_per_forward']:.2f}",
             f"{row['bandwidth']:.0%}" if "bandwidth" in row else "",
             str(row.get("prompts", "")),
-            *(interval(row["tpot_ratio"].get(other)) for other in ("hf-greedy", "plain")),
+            *(interval(row["ratio"].get(other)) for other in ("hf-greedy", "plain")),
+            interval(row["answer_ratio"].get("hf-greedy")),
         ]
         for row in measured["rows"]
         if row["work"] != FIRST
     ]
     heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|bandwidth|prompts"
-    heads += "|`generate`|plain"
+    heads += "|`generate`|plain|whole answer, `generate`"
     rate = measured["rows"][0]["run"].get("copy_gb_per_s")
     bandwidth = (
         f" Bandwidth is what a pass must read of weights, keys and values, over its time, as a "
@@ -185,12 +186,14 @@ def engine_summary(measured: dict[str, Any]) -> str:
             row["dtype"],
             row["work"],
             f"{row['tokens_per_forward']:.2f}",
-            *(interval(row["tpot_ratio"].get(other)) for other in others),
+            *(interval(row["ratio"].get(other)) for other in others),
+            interval(row["answer_ratio"].get("hf-greedy")),
         ]
         for row in measured["rows"]
         if row["arm"] == "llma" and row["work"] != FIRST
     ]
     heads = "dtype|answers|tokens per forward|`generate`|its prompt lookup|our plain decoding"
+    heads += "|whole answer, `generate`"
     return table(heads.split("|"), lines) + _engine_notes(measured)
 
 
@@ -198,8 +201,9 @@ def _engine_notes(measured: dict[str, Any], more: str = "") -> str:
     run = measured["rows"][0]["run"]
     return (
         f"\n{run['threads']} threads, at most {run['prompts']} prompts of up to {run['tokens']} "
-        "tokens. Times are those after the first token; the last columns say how many times "
-        "quicker than these arms (median over prompts, 95 % interval; no interval: one prompt)."
+        "tokens. Times are those after the first token, but in the last column; the last "
+        "columns say how many times quicker than these arms (median over prompts, 95 % interval; "
+        "no interval: one prompt)."
         f"{more}\n" + origin(measured)
     )
 

@@ -65,12 +65,19 @@ def test_rows_hold_medians_ratios_and_what_is_identical() -> None:
     assert rows["plain"].identical == 1.0
     assert rows["llma"].identical == 0.5
     assert rows["llma"].tokens_per_forward == 2.0
+    assert rows["llma"].answer_ratio["plain"]["prompts"] == [2.0, 4.0]
+    assert rows["llma"].answer_ratio["plain"]["median"] == 3.0
     assert rows["llma"].ratio["plain"]["prompts"] == [2.0, 4.0]
-    assert rows["llma"].ratio["plain"]["median"] == 3.0
-    assert rows["llma"].tpot_ratio["plain"]["prompts"] == [2.0, 4.0]
     assert rows["plain"].ms_per_token == 3000.0
     assert rows["plain"].ms_per_forward == 3000.0
     assert rows["llma"].ttft_more_ms["plain"]["prompts"] == [-1000.0, -3000.0]
+
+
+def test_the_ratio_leaves_the_time_to_the_first_token_out() -> None:
+    found = {"plain": [[Timed(4.0, 3.0, 2, (3, 4))]], "llma": [[Timed(3.5, 3.0, 2, (3, 4))]]}
+    row = rows_of(found)[1]
+    assert row.ratio["plain"]["median"] == 2.0
+    assert row.answer_ratio["plain"]["median"] == 1.143
 
 
 def test_bandwidth_is_what_a_pass_must_read_over_what_can_be_copied() -> None:

@@ -28,7 +28,7 @@ from llma_rag.engine.load import default_device, load
 from llma_rag.engine.prepack import prepacked
 from llma_rag.engine.twin import can_twin, twin
 
-_HEADS = ("arm", "ms/token", "TTFT ms", "TPOT ms", "tok/fwd", "bandwidth", "identical")
+_HEADS = ("arm", "TPOT ms", "TTFT ms", "tok/fwd", "bandwidth", "identical")
 
 DIFFERENT = 3
 """Exit status of `--verify` where an answer of ours differs from plain decoding."""
@@ -183,9 +183,9 @@ def _print(rows: Sequence[ArmRow], run: dict[str, Any], console: Console) -> Non
     for name in (*_HEADS, *names):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in rows:
-        ratios = [_ratio(row.tpot_ratio[name]) if name in row.tpot_ratio else "" for name in names]
+        ratios = [_ratio(row.ratio[name]) if name in row.ratio else "" for name in names]
         same = "" if row.identical is None else f"{row.identical:.0%}"
-        numbers = (row.ms_per_token, row.ttft_ms, row.tpot_ms)
+        numbers = (row.ms_per_token, row.ttft_ms)
         table.add_row(
             row.arm, *(f"{one:.1f}" for one in numbers), f"{row.tokens_per_forward:.2f}",
             f"{share(row, run):.0%}", same, *ratios,
@@ -204,5 +204,5 @@ def _plot(rows: Sequence[ArmRow], file: Path) -> None:
     axes = figure.subplots()
     axes.barh([row.arm for row in rows], [row.ms_per_token for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds per token, prompt included")
+    axes.set_xlabel("milliseconds per token after the first")
     figure.savefig(file, dpi=120, format="png")

@@ -26,16 +26,15 @@ class ArmRow:
 
     Attributes:
         arm: Its name.
-        ms_per_token: Time of an answer over its tokens, milliseconds.
+        ms_per_token: Time per token after the first, milliseconds.
         ttft_ms: Time to the first token, milliseconds.
-        tpot_ms: Time per token after the first, milliseconds.
         tokens_per_forward: Tokens over forward passes, all prompts together.
         ms_per_forward: Time per forward pass after the first, milliseconds; 0 if there is none.
         context: Tokens behind which a pass stands, half of the answer included.
         identical: Share of answers equal to those of the reference arm; None without that arm.
-        ratio: By other arm, its time per answer over this one's: above 1 this arm is quicker.
-            Median over prompts with a 95 % bootstrap interval, and each prompt's ratio.
-        tpot_ratio: The same of the time after the first token.
+        ratio: By other arm, its time per token after the first over this one's: above 1 this arm
+            is quicker. Median over prompts with a 95 % bootstrap interval, and each prompt's ratio.
+        answer_ratio: The same of whole answers, the time to the first token included.
         ttft_more_ms: By other arm, by how many milliseconds this one's first token comes later:
             the median over prompts, an interval, and each prompt's median over repeats.
     """
@@ -43,13 +42,12 @@ class ArmRow:
     arm: str
     ms_per_token: float
     ttft_ms: float
-    tpot_ms: float
     tokens_per_forward: float
     ms_per_forward: float = 0.0
     context: float = 0.0
     identical: float | None
     ratio: dict[str, dict[str, object]] = field(default_factory=dict)
-    tpot_ratio: dict[str, dict[str, object]] = field(default_factory=dict)
+    answer_ratio: dict[str, dict[str, object]] = field(default_factory=dict)
     ttft_more_ms: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
@@ -107,20 +105,19 @@ def _row(arm: str, found: Mapping[str, Sequence[Sequence[Timed]]]) -> ArmRow:
     first = per_prompt(mine, _first)
     return ArmRow(
         arm=arm,
-        ms_per_token=float(np.median(seconds / tokens)) * 1e3,
+        ms_per_token=float(np.median(after)) * 1e3,
         ttft_ms=float(np.median(first)) * 1e3,
-        tpot_ms=float(np.median(after)) * 1e3,
         tokens_per_forward=float(tokens.sum() / max(sum(one.forwards for one in last), 1)),
         ms_per_forward=float(np.median(per_prompt(mine, _per_forward))) * 1e3,
         context=float(np.mean([one.prompt_tokens + len(one.token_ids) / 2 for one in last])),
         identical=same,
         ratio={
-            other: ratio_of(per_prompt(found[other]) / seconds) for other in found if other != arm
-        },
-        tpot_ratio={
             other: ratio_of(per_prompt(found[other], _after_first) / after)
             for other in found
             if other != arm
+        },
+        answer_ratio={
+            other: ratio_of(per_prompt(found[other]) / seconds) for other in found if other != arm
         },
         ttft_more_ms={
             other: ratio_of((first - per_prompt(found[other], _first)) * 1e3)
