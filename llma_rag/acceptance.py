@@ -3,13 +3,18 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from llma_rag.index import MAX_MATCH_LENGTH
+import numpy as np
+from numpy.typing import NDArray
+
+from llma_rag.compiled import compiled
+from llma_rag.matching import MAX_MATCH_LENGTH
+
+Floats = NDArray[np.float64]
 
 Evidence = tuple[int, ...]
 """Indices of the weights that add up to the log-odds of one drafted token."""
@@ -30,17 +35,16 @@ NO_SUCCESSORS = -1
 """Rank of a copied token where no recycled successors are known."""
 
 
-def _steps(borders: Sequence[int], size: int) -> list[int]:
+def _steps(borders: Sequence[int], size: int) -> NDArray[np.int64]:
     """Return, for 0..size-1, how many of the ascending `borders` are at most that number."""
-    return [sum(border <= value for border in borders) for value in range(size)]
+    return np.searchsorted(borders, np.arange(size), side="right").astype(np.int64)
 
 
 DEEPEST = 64
 """Depth from which on depths are not told apart."""
 
 _LENGTH = _steps([2, 3, 4, 5, 6, 8, 12, 20, 32], MAX_MATCH_LENGTH + 1)
-SHORT = _steps([2, 3], MAX_MATCH_LENGTH + 1)
-"""Class of a match length for the groups that depend on it: one token, two, more."""
+_SHORT = _steps([2, 3], MAX_MATCH_LENGTH + 1)
 _NEAR = _steps([2, 8, 32, FAR], FAR + 1)
 _DEPTH = _steps([1, 2, 4, 8], DEEPEST + 1)
 _LEAD = _steps([1, 2, 3], MAX_MATCH_LENGTH + 1)
@@ -67,13 +71,7 @@ _LENGTH_AT, _SHARE_AT, _ALL_AT, _LEAD_AT, _NEAR_AT, _DEPTH_AT, _SOURCE_AT, _AGRE
 )
 
 
-LENGTH_WEIGHT = [_LENGTH_AT + bucket for bucket in _LENGTH]
-DEPTH_WEIGHT = [_DEPTH_AT + bucket for bucket in _DEPTH]
-AGREES_WEIGHT = _AGREES_AT + 1
-"""Index of the weight of a match length, of a depth, and of a copy's recycled rank 0."""
-
-
-@lru_cache(maxsize=1 << 16)
+@compiled
 def copy_evidence(
     length: int,
     distance: int,
@@ -101,7 +99,7 @@ def copy_evidence(
         rank: Its rank among the recycled successors, `RECYCLED_RANKS` for none of them,
             `NO_SUCCESSORS` where no successors are known.
     """
-    short = SHORT[length]
+    short = _SHORT[length]
     share = _SHARE[100 * votes // voters]
     all_share = _SHARE[100 * all_votes // all_voters]
     if share == 4:
@@ -118,7 +116,7 @@ def copy_evidence(
     )
 
 
-@lru_cache(maxsize=1 << 12)
+@compiled
 def recycled_evidence(rank: int, depth: int, longest: int) -> Evidence:
     """Describe a recycled successor that no text offers.
 
@@ -130,22 +128,47 @@ def recycled_evidence(rank: int, depth: int, longest: int) -> Evidence:
     return (_RANK_AT + 3 * rank + _copied(longest), _DEPTH_AT + _DEPTH[min(depth, DEEPEST)])
 
 
+@compiled
 def _copied(longest: int) -> int:
     """Return the class of the longest match that offers other tokens: none, short, long."""
     return 0 if longest == 0 else 1 if longest < 3 else 2
 
 
-@dataclass(slots=True)
 class Lean:
     """How much more, or less, one request's answer copies than the model of acceptance expects.
 
     Attributes:
-        log_odds: What is added to the log-odds of every token of the request.
-        precision: Inverse variance of it.
+        state: [2] what is added to the log-odds of every token of the request, and the inverse
+            variance of it.
     """
 
-    log_odds: float = 0.0
-    precision: float = 8.0
+    def __init__(self, log_odds: float = 0.0, precision: float = 8.0) -> None:
+        self.state = np.array([log_odds, precision])
+
+
+@compiled
+def probability(weights: Floats, lean: Floats, evidence: Evidence) -> float:
+    """Return the estimated probability that a token is accepted if its parent is."""
+    log_odds = lean[0]
+    for place in evidence:
+        log_odds += weights[place]
+    if log_odds < -30.0:
+        return 0.0
+    return 1.0 / (1.0 + math.exp(-log_odds))
+
+
+@compiled
+def observe(
+    weights: Floats, precisions: Floats, lean: Floats, evidence: Evidence, accepted: bool
+) -> None:
+    """Learn from one token whose parent was accepted."""
+    expected = probability(weights, lean, evidence)
+    error, information = accepted - expected, expected * (1.0 - expected)
+    lean[1] += information
+    lean[0] += error / lean[1]
+    for place in evidence:
+        precisions[place] = min(FIRMEST, precisions[place] + information)
+        weights[place] += error / precisions[place]
 
 
 class AcceptanceModel:
@@ -160,15 +183,17 @@ class AcceptanceModel:
         precisions: Inverse variance of each weight.
     """
 
-    def __init__(self, weights: Sequence[float], precisions: Sequence[float]) -> None:
+    def __init__(
+        self, weights: Sequence[float] | Floats, precisions: Sequence[float] | Floats
+    ) -> None:
         if len(weights) != _SIZE or len(precisions) != _SIZE:
             raise ValueError(
                 f"`weights` and `precisions` must have {_SIZE} entries, "
                 f"got {len(weights)} and {len(precisions)}."
             )
-        self.weights = [float(weight) for weight in weights]
-        self.precisions = [float(precision) for precision in precisions]
-        if not all(map(math.isfinite, self.weights)) or not all(p > 0 for p in self.precisions):
+        self.weights: Floats = np.array(weights, float)
+        self.precisions: Floats = np.array(precisions, float)
+        if not np.isfinite(self.weights).all() or not (self.precisions > 0).all():
             raise ValueError("`weights` must be finite and `precisions` positive.")
 
     @classmethod
@@ -196,7 +221,7 @@ class AcceptanceModel:
         """Return the weights as plain JSON values, by group."""
         return {
             kind: {
-                name: [round(value, 4) for value in flat[_START[name] : _START[name] + size]]
+                name: flat[_START[name] : _START[name] + size].round(4).tolist()
                 for name, size in GROUPS.items()
             }
             for kind, flat in (("weights", self.weights), ("precisions", self.precisions))
@@ -213,55 +238,11 @@ class AcceptanceModel:
 
     def probability(self, evidence: Evidence, lean: Lean) -> float:
         """Return the estimated probability that the token is accepted if its parent is."""
-        log_odds = sum(map(self.weights.__getitem__, evidence), lean.log_odds)
-        if log_odds < -30.0:
-            return 0.0
-        return 1.0 / (1.0 + math.exp(-log_odds))
-
-    def run_log_odds(self, distance: int, source: int, lean: Lean) -> tuple[float, float, float]:
-        """Return the log-odds of the only place left.
-
-        One for each value of `SHORT`: what `copy_evidence` describes without the weights of
-        length, depth and recycled rank, in three sums.
-        """
-        weights = self.weights
-        same = (
-            lean.log_odds
-            + weights[_SHARE_AT + 4]
-            + weights[_LEAD_AT]
-            + weights[_SOURCE_AT + source]
-        )
-        near, every = _NEAR_AT + 3 * _NEAR[distance], _ALL_AT + 12
-        return (
-            same + weights[near] + weights[every],
-            same + weights[near + 1] + weights[every + 1],
-            same + weights[near + 2] + weights[every + 2],
-        )
-
-    def recycled_log_odds(self, lean: Lean) -> tuple[float, float, float]:
-        """Return the log-odds of the best recycled rank beside a copy, without that of depth.
-
-        One for each value of `SHORT` of the copy.
-        """
-        ranks = self.weights[_RANK_AT:]
-        few, many = lean.log_odds + max(ranks[1::3]), lean.log_odds + max(ranks[2::3])
-        return few, few, many
+        return probability(self.weights, lean.state, evidence)
 
     def observe(self, evidence: Evidence, lean: Lean, accepted: bool) -> None:
         """Learn from one token whose parent was accepted."""
-        log_odds = sum(map(self.weights.__getitem__, evidence), lean.log_odds)
-        expected = 1.0 / (1.0 + math.exp(-log_odds)) if log_odds > -30.0 else 0.0
-        error = accepted - expected
-        information = expected * (1.0 - expected)
-        weights, precisions = self.weights, self.precisions
-        lean.precision += information
-        lean.log_odds += error / lean.precision
-        for place in evidence:
-            precision = precisions[place] + information
-            if precision > FIRMEST:
-                precision = FIRMEST
-            precisions[place] = precision
-            weights[place] += error / precision
+        observe(self.weights, self.precisions, lean.state, evidence, accepted)
 
 
 @lru_cache(maxsize=1)

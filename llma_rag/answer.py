@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llma_rag.detokenizer import Detokenizer, StopStrings
-from llma_rag.drafting import Place
+from llma_rag.places import Place
 from llma_rag.provenance import AnswerText, Provenance
 from llma_rag.result import CopiedSpan, FinishReason, GenerationChunk
 

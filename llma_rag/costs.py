@@ -2,12 +2,30 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 TREE_WIDTH = 16
 """Width of a pass at which it is asked whether trees pay."""
 
 TREE_GAIN, LEAST_MARGIN, NO_TREES = 0.0005, 0.005, 0.1
 """Gain of trees over chains times the cost of a token; from which cost on, up to which cost."""
+
+
+class CostTable(NamedTuple):
+    """What passes cost by drafted nodes.
+
+    Attributes:
+        times: [nodes + 1] relative times of passes over so many drafted nodes.
+        margins: [nodes] least cost per further node, by nodes that are drafted already.
+        least_margin: Least of these.
+    """
+
+    times: NDArray[np.float64]
+    margins: NDArray[np.float64]
+    least_margin: float
 
 
 class CostCurve:
@@ -45,8 +63,7 @@ class CostCurve:
         for width in self._widths:
             before = self._times[-1] if self._times else 0.0
             self._times.append(max(before, points[width]))
-        self._tables: dict[int, list[float]] = {}
-        self._margins: dict[int, list[float]] = {}
+        self._tables: dict[int, CostTable] = {}
 
     @classmethod
     def linear(cls, cost: float, branching: float = 0.0) -> "CostCurve":
@@ -84,28 +101,18 @@ class CostCurve:
         margin = (self(TREE_WIDTH) - 1.0) / (TREE_WIDTH - 1)
         return margin < NO_TREES and self.branching * max(margin, LEAST_MARGIN) < TREE_GAIN
 
-    def times(self, budget: int) -> list[float]:
-        """Return the relative times of passes over 1 to `budget + 1` tokens."""
+    def table(self, budget: int) -> "CostTable":
+        """Return what passes over up to `budget` drafted nodes cost."""
         found = self._tables.get(budget)
         if found is None:
-            found = self._tables[budget] = [self(nodes + 1) for nodes in range(budget + 1)]
-        return found
-
-    def margins(self, budget: int) -> list[float]:
-        """Return, for each number of drafted nodes below `budget`, the least cost per further node.
-
-        A node that is less probable than this cost times the tokens per unit of time cannot pay,
-        however many more such nodes share a step of the curve.
-        """
-        found = self._margins.get(budget)
-        if found is None:
-            times = self.times(budget)
-            found = [
-                min(
-                    (times[more] - times[nodes]) / (more - nodes)
-                    for more in range(nodes + 1, budget + 1)
-                )
-                for nodes in range(budget)
-            ]
-            self._margins[budget] = found
+            times = np.array([self(nodes + 1) for nodes in range(budget + 1)])
+            # A node that is less probable than the least cost per further node, times the tokens
+            # per unit of time, cannot pay, however many more such nodes share a step of the curve.
+            margins = np.array(
+                [
+                    np.min((times[nodes + 1 :] - times[nodes]) / np.arange(1, budget + 1 - nodes))
+                    for nodes in range(budget)
+                ]
+            )
+            found = self._tables[budget] = CostTable(times, margins, float(margins.min()))
         return found

@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llma_rag.answers import AnswerStore
 from llma_rag.delivery import AsyncGenerationStream, FutureSink, GenerationStream
 from llma_rag.drafters import Drafting
+from llma_rag.drafting import compile_drafter
 from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
 from llma_rag.engine.load import LoadOptions, context_length, load
 from llma_rag.engine.options import check_names
 from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
+from llma_rag.engine.progress import progress
 from llma_rag.engine.step import StepRunner
 from llma_rag.engine.warmup import capture
 from llma_rag.loop import Loop
@@ -102,8 +104,8 @@ class Decoder:
                 that must not share even pairs of tokens.
             answers: Keeps finished answers, to be copied from in later requests of the same
                 namespace, which every request must then name. None keeps none.
-            warmup: Time the model's passes now, and on CUDA capture a step. False leaves that to
-                the first request that drafts, which waits for it.
+            warmup: Time the model's passes now, compile the drafter, and on CUDA capture a step.
+                False leaves that to the first request that drafts, which waits for it.
 
         Raises:
             TypeError: If a default is unknown.
@@ -141,6 +143,9 @@ class Decoder:
         if self._warmup:
             calibrated()
             capture(runner)
+            with progress("Compiling the drafter", "part", total=3) as bar:
+                for _ in compile_drafter():
+                    bar.update()
         most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
         self._loop = Loop(
             self.model,

@@ -109,7 +109,7 @@ class Drafters:
             vocab_size=self._vocab_size,
             costs=costs,
             acceptance=experience.acceptance,
-            successors=None if experience.recycler is None else experience.recycler.successors,
+            recycler=experience.recycler,
             earlier=[*self._history(task), *recalled.earlier],
             repeats=recalled.repeats,
         )

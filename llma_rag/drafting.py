@@ -1,29 +1,27 @@
 """Propose the tokens that come next, without a model."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, overload
+from typing import Protocol
 
-from llma_rag.acceptance import (
-    ANSWER,
-    EARLIER,
-    FAR,
-    PROMPT,
-    REFERENCE,
-    REPEAT,
-    AcceptanceModel,
-    Lean,
-)
-from llma_rag.budget import Budget
-from llma_rag.chains import Chain
+import numpy as np
+
+from llma_rag.acceptance import AcceptanceModel, Lean
+from llma_rag.budget import Budget, best_size, budget_of
+from llma_rag.chains import grow_chain
+from llma_rag.compiled import compiled
 from llma_rag.costs import CostCurve
-from llma_rag.expansion import Grower
+from llma_rag.expansion import grow_tree
 from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
-from llma_rag.outlook import Outlook
-from llma_rag.tree import ROOT, Candidate, Successors, Tree
+from llma_rag.learning import learn
+from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, Longs, append, find_places
+from llma_rag.outlook import Copies, Sources, no_copies
+from llma_rag.places import Bearings, Place, Places, Regions, take_bearings
+from llma_rag.recycling import Recycler, empty
+from llma_rag.tree import MAX_PLACES, Tree, clear, tree_for
 
-CANDIDATES, LEAST_CANDIDATES = 96, 16
+CANDIDATES, LEAST_CANDIDATES = MAX_PLACES - RECENT_PLACES, 16
 """Most places from which a large tree and a chain is grown."""
 
 WEAK_LENGTH, WEAK_CANDIDATES = 2, 8
@@ -32,18 +30,11 @@ WEAK_LENGTH, WEAK_CANDIDATES = 2, 8
 SLACK, SLACK_PER_TOKEN = 0.3, 0.01
 """Passes of plain decoding that drafts of one answer may lose, at first and for every token."""
 
-LOCI = 2
-"""Places of the last accepted copy that are remembered (a reference and its copy in the prompt)."""
+NOTHING = empty()
+"""Successors of no token."""
 
 PRIOR_PRICE, PRIOR_STEPS = 1.6, 10
 """Tokens per unit of time expected of a request, and the steps for which that counts."""
-
-
-class Place(NamedTuple):
-    """Where a token was copied from: token `offset` of segment `segment` of the index."""
-
-    segment: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +117,7 @@ class ReferenceDrafter:
         max_indexed_tokens: int = MAX_INDEXED_TOKENS,
         costs: CostCurve | None = None,
         acceptance: AcceptanceModel | None = None,
-        successors: Successors | None = None,
+        recycler: Recycler | None = None,
         earlier: Sequence[Sequence[int]] = (),
         repeats: Sequence[Sequence[int]] = (),
     ) -> None:
@@ -146,7 +137,7 @@ class ReferenceDrafter:
                 the budget.
             acceptance: Model of acceptance, which learns from every draft; share one instance
                 among the requests of one model. None starts from the shipped one.
-            successors: Gives recycled successors of a token, see `llma_rag.recycling`.
+            recycler: Knows recycled successors of tokens; None recycles nothing.
             earlier: Token ids of earlier answers.
             repeats: Token ids of earlier answers to this very request.
 
@@ -170,15 +161,18 @@ class ReferenceDrafter:
             vocab_size=vocab_size,
             max_tokens=max_indexed_tokens,
         )
-        self._sources = _Sources(self.index, len(references), len(earlier), len(repeats))
+        self._regions = Regions(
+            self.index, references=len(references), earlier=len(earlier), repeats=len(repeats)
+        )
         self._costs = costs
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
-        self._outlook = Outlook(self.index, self._acceptance, self._lean, successors)
+        self._recycler = recycler
+        self._copies = no_copies()
+        self._tree = tree_for(max_draft_tokens)
+        self._bearings = self._regions.bearings()
         self._turn = 0
         self._seen = len(prompt)
-        self._tree = Tree()
-        self._loci = self._sources.first_loci()
         self._gained, self._spent = PRIOR_PRICE * PRIOR_STEPS, float(PRIOR_STEPS)
 
     def draft(self, context: Sequence[int], budget: int) -> Draft:
@@ -188,27 +182,49 @@ class ReferenceDrafter:
         >>> drafter.draft([1, 2, 7, 8], budget=3).tokens
         (9, 4)
         """
-        new = context[self._seen :]
+        new = len(context) - self._seen
         self._seen = len(context)
-        if new:
-            self._learn(new)
-            self.index.extend(new)
         if not context:
             return Draft()
+        if new:
+            self._gained += new
+            drafted = int(self._tree.size[0])
+            self._spent += 1.0 if self._costs is None else self._costs(drafted + 1)
+            self._turn += 1
+            self.index.make_room(new)
         nodes = self._affordable(min(budget, self.max_draft_tokens))
-        price = self._gained / self._spent
-        self._outlook.refresh()
-        grower = (Grower if self.branching else Chain)(
-            self._outlook, Budget(nodes, self.max_depth, self._costs, price)
+        size = _step(
+            self._sources(),
+            self._tree,
+            self._copies,
+            self._bearings,
+            budget_of(nodes, self.max_depth, self._costs, self._gained / self._spent),
+            np.array(context[-MAX_MATCH_LENGTH - new :], np.int64),
+            new,
+            self._turn,
+            self.min_match_length,
+            self.branching,
         )
-        self._tree = tree = grower.grow(self._candidates(context, nodes), context[-1])
-        if not tree.tokens:
+        return self._draft_of(size)
+
+    def _sources(self) -> Sources:
+        """Return the arrays that are looked at; some are exchanged for larger ones in time."""
+        model, recycler = self._acceptance, self._recycler
+        recycled = NOTHING if recycler is None else recycler.table
+        texts = self.index.texts
+        return Sources(texts, recycled, model.weights, model.precisions, self._lean.state)
+
+    def _draft_of(self, size: int) -> Draft:
+        """Return the first nodes of the tree."""
+        if not size:
             return Draft()
+        tree = self._tree
+        parents = tuple(tree.parents[:size].tolist())
         return Draft(
-            tokens=tuple(tree.tokens),
-            parents=tuple(tree.parents),
-            places=Places(tree, self._sources),
-            probabilities=tuple(tree.probabilities),
+            tokens=tuple(tree.tokens[:size].tolist()),
+            parents=parents,
+            places=Places(tree.positions[:size].tolist(), parents, self._regions),
+            probabilities=tuple(tree.paths[:size].tolist()),
         )
 
     def _affordable(self, nodes: int) -> int:
@@ -217,125 +233,78 @@ class ReferenceDrafter:
         This bounds what references can cost that were made to mislead.
         """
         costs = self._costs
-        if costs is None:
+        if costs is None or nodes == 0:
             return nodes
         answered = self._gained - PRIOR_PRICE * PRIOR_STEPS
         lost = self._spent - PRIOR_STEPS - answered
         room = SLACK + SLACK_PER_TOKEN * answered - lost
-        if costs(nodes + 1) - 1.0 <= room:
-            return nodes
-        return bisect_right(range(nodes), 1.0 + room, key=lambda more: costs(more + 2))
-
-    def _candidates(self, context: Sequence[int], nodes: int) -> list[Candidate]:
-        wanted = nodes * 3 // 2 if self.branching else LEAST_CANDIDATES
-        limit = min(max(wanted, LEAST_CANDIDATES), CANDIDATES)
-        borders, sources = self._sources.borders, self._sources.sources
-        near, far = [*self._loci, -FAR, -FAR][:2]
-        near_end, far_end = near + FAR, far + FAR
-        found: list[Candidate] = []
-        places = self.index.places(context, limit)
-        if not self.branching and places and places[0][1] <= WEAK_LENGTH:
-            del places[WEAK_CANDIDATES:]
-        for position, length in places:
-            distance = FAR
-            if near <= position < near_end:
-                distance = position - near
-            elif far <= position < far_end:
-                distance = position - far
-            found.append((position, length, distance, sources[bisect_right(borders, position)]))
-        if self.min_match_length > 1:
-            found = [place for place in found if place[1] >= self.min_match_length]
-        return found
-
-    def _learn(self, new: Sequence[int]) -> None:
-        """Compare the last tree with what followed."""
-        tree, model, lean = self._tree, self._acceptance, self._lean
-        self._gained += len(new)
-        self._spent += 1.0 if self._costs is None else self._costs(len(tree.tokens) + 1)
-        node, depth, tokens = ROOT, 0, self.index.tokens
-        self._turn += 1
-        for token in new:
-            for offered, evidence in tree.offered(node, depth, tokens, self._turn):
-                model.observe(evidence, lean, offered == token)
-            child = tree.child(node, token)
-            if child is None:
-                break
-            node, depth = child, depth + 1
-        places = tree.candidates[node + 1]
-        if node != ROOT and places:
-            self._loci = [place[0] + depth - 1 for place in places[:LOCI]]
+        return max(0, bisect_right(costs.table(nodes).times, 1.0 + room) - 1)
 
 
-class _Sources:
-    """Tells what a position of the index belongs to, in the numbering that callers know.
+def compile_drafter() -> Iterator[None]:
+    """Compile what drafts, part after part.
 
-    Attributes:
-        borders: Positions from which on the next of `sources` holds.
-        sources: Sources in the order of the index, as `llma_rag.acceptance` names them.
+    Takes some seconds once per installation, and a fraction of one in later processes.
     """
-
-    def __init__(self, index: SuffixIndex, references: int, earlier: int, repeats: int) -> None:
-        self._index = index
-        self._references = references
-        self._extra = earlier + repeats
-        first, second = references + earlier, references + earlier + repeats
-        self.borders = [
-            index.starts[references],
-            index.starts[first],
-            index.starts[second],
-            index.starts[-1],
-        ]
-        self.sources = (REFERENCE, EARLIER, REPEAT, PROMPT, ANSWER)
-        self._repeats = index.starts[first:second]
-
-    def first_loci(self) -> list[int]:
-        """Return where a copy is expected to go on before anything was copied."""
-        return [*self._repeats[:LOCI]]
-
-    def place(self, position: int | None) -> Place | None:
-        """Return the place of a position; earlier answers count after the answer."""
-        if position is None:
-            return None
-        segment, offset = self._index.locate(position)
-        if segment < self._references:
-            return Place(segment, offset)
-        if segment < self._references + self._extra:
-            return Place(segment + 2, offset)
-        return Place(segment - self._extra, offset)
+    recycler = Recycler()
+    drafter = ReferenceDrafter([[1, 2, 3]], [1], recycler=recycler)
+    drafter.index.matches([1])
+    yield
+    recycler.observe([1], np.array([[2]]))
+    yield
+    for context in ([1, 1], [1, 1, 2]):
+        drafter.draft(context, 1)
+    yield
 
 
-class Places(Sequence[Place | None]):
-    """The place of each node of a tree, worked out where it is asked for.
+@compiled
+def _step(
+    sources: Sources,
+    tree: Tree,
+    copies: Copies,
+    bearings: Bearings,
+    budget: Budget,
+    context: Longs,
+    new: int,
+    turn: int,
+    min_match_length: int,
+    branching: bool,
+) -> int:
+    """Learn from the last draft and grow the next one in its stead; compiled.
 
-    Places are so chosen that the best path is a run of one text.
+    Args:
+        sources: What the request drafts from.
+        tree: The last draft.
+        copies: Scratch.
+        bearings: Where the last copy was, and where which kind of text stands.
+        budget: When the draft is complete.
+        context: The end of the context: `MAX_MATCH_LENGTH` tokens and the new ones, or all.
+        new: Tokens that followed the last draft.
+        turn: Number of the step.
+        min_match_length: Shortest match that is copied from.
+        branching: Whether the draft is a tree.
+
+    Returns:
+        Nodes of the draft.
     """
-
-    def __init__(self, tree: Tree, sources: _Sources) -> None:
-        self._tree = tree
-        self._sources = sources
-        self._joined: list[int | None] = []
-
-    def __len__(self) -> int:
-        return len(self._tree.tokens)
-
-    @overload
-    def __getitem__(self, node: int) -> Place | None: ...
-
-    @overload
-    def __getitem__(self, node: slice) -> tuple[Place | None, ...]: ...
-
-    def __getitem__(self, node: int | slice) -> Place | tuple[Place | None, ...] | None:
-        if not self._joined:
-            self._joined = self._join()
-        if isinstance(node, slice):
-            return tuple(map(self._sources.place, self._joined[node]))
-        return self._sources.place(self._joined[node])
-
-    def _join(self) -> list[int | None]:
-        tree = self._tree
-        positions = list(tree.positions)
-        for node in range(len(positions) - 1, -1, -1):
-            position, parent = positions[node], tree.parents[node]
-            if position is not None and parent != ROOT and positions[parent] is not None:
-                positions[parent] = position - 1
-        return positions
+    if new:
+        fresh = context[len(context) - new :]
+        learn(sources, tree, copies, fresh, bearings.loci, turn)
+        for token in fresh:
+            append(sources.texts, token)
+    tail, last = context[max(0, len(context) - MAX_MATCH_LENGTH) :], context[-1]
+    limit = min(max(budget.nodes * 3 // 2 if branching else 0, LEAST_CANDIDATES), CANDIDATES)
+    found = find_places(sources.texts, tail, limit, tree.places[0], tree.places[1])
+    if found and not branching and tree.places[1, 0] <= WEAK_LENGTH:
+        found = min(found, WEAK_CANDIDATES)
+    while found and tree.places[1, found - 1] < min_match_length:
+        found -= 1
+    take_bearings(bearings, tree.places, found)
+    clear(tree, found)
+    if branching:
+        grow_tree(sources, tree, budget, last, copies)
+    else:
+        grow_chain(sources, tree, budget, last, copies)
+    size = best_size(budget, tree.paths[: tree.size[0]])
+    tree.size[0] = size
+    return size

@@ -1,33 +1,32 @@
 """Find where the last tokens of a context stood before; knows token ids, no text and no model."""
 
-from array import array
-from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import repeat
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-NO_TOKEN = -1
-"""Stands between segments and where a token may be neither matched nor copied."""
-
-SORTED_DEPTH = 16
-"""Tokens of left context by which places are sorted; longer matches are compared one by one."""
-
-MAX_MATCH_LENGTH = 32
-"""Longest match that is told apart from longer ones."""
+from llma_rag.matching import (
+    BUCKETS,
+    MAX_MATCH_LENGTH,
+    NO_TOKEN,
+    RECENT_PLACES,
+    SORTED_DEPTH,
+    Ints,
+    Texts,
+    append,
+    find_places,
+)
 
 MAX_INDEXED_TOKENS = 262_144
 """Tokens of one request's fixed segments that are indexed by default (about 0.1 s)."""
 
-COMPARED_PLACES = 2
-"""Of the places that match in all sorted tokens, how many first and last are compared further."""
+GROWTH = 512
+"""Least tokens by which the room for the growing text grows."""
 
-RECENT_PLACES = 8
-"""Places of the growing text that are compared with the context, newest first."""
+LARGEST = int(np.iinfo(np.int32).max)
+"""Size of the vocabulary where none is given."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -44,10 +43,6 @@ class Match(NamedTuple):
     length: int
 
 
-Ring = tuple[int, int, int]
-"""Length, begin and end of a range of sorted places whose left contexts share `length` tokens."""
-
-
 class SuffixIndex:
     """Longest-suffix matches over fixed segments and one text that grows.
 
@@ -57,7 +52,7 @@ class SuffixIndex:
     for periodic texts. It costs 12 bytes per token. The growing text is indexed by its bigrams.
 
     Attributes:
-        tokens: Token ids of all segments and of the growing text, `NO_TOKEN` in front of each.
+        texts: The arrays.
         starts: Position of the first token of each segment, the growing text's last.
         indexed_tokens: Tokens of fixed segments that were indexed.
         truncated: Which fixed segments were cut or left out to keep to `max_tokens`.
@@ -86,56 +81,60 @@ class SuffixIndex:
             number for number, (part, _) in enumerate(kept) if len(part) < len(segments[number])
         )
         self.indexed_tokens = sum(len(part) for part, _ in kept)
-        self._banned = banned_tokens
-        self._vocab_size = vocab_size
+        banned = np.array(sorted(banned_tokens), np.int32)
+        vocab_size = LARGEST if vocab_size is None else vocab_size
         self.starts: list[int] = []
         self._offsets: list[int] = []
-        flat = self._flatten(kept)
+        flat = self._flatten(kept, banned, vocab_size)
         order = _sort_by_left_context(flat)
-        self.tokens = array("i", flat.tobytes())
-        self._order = array("i", order.tobytes())
-        self._before = array("i", flat[order - 1].tobytes())
-        self._begin_growing_text()
+        size = len(flat)
+        self.starts.append(size)
+        self._offsets.append(0)
+        self.texts = Texts(
+            tokens=np.concatenate([flat, np.zeros(GROWTH, np.int32)]),
+            order=order,
+            before=flat[order - 1],
+            newest=np.zeros((2, BUCKETS), np.int32),
+            older=np.zeros((2, GROWTH), np.int32),
+            banned=banned,
+            size=np.array([size, size, vocab_size], np.int64),
+        )
 
-    def _flatten(self, kept: list[tuple[Tokens, int]]) -> NDArray[np.int32]:
+    def _flatten(self, kept: list[tuple[Tokens, int]], banned: Ints, vocab_size: int) -> Ints:
         parts = [np.full(1, NO_TOKEN, np.int32)]
         position = 1
         for part, offset in kept:
             ids = np.asarray(part, dtype=np.int64)
-            bad = ids < 0
-            if self._vocab_size is not None:
-                bad |= ids >= self._vocab_size
-            if self._banned:
-                bad |= np.isin(ids, list(self._banned))
+            bad = (ids < 0) | (ids >= vocab_size)
+            if len(banned):
+                bad |= np.isin(ids, banned)
             parts += [np.where(bad, NO_TOKEN, ids).astype(np.int32), parts[0]]
             self.starts.append(position)
             self._offsets.append(offset)
             position += len(ids) + 1
         return np.concatenate(parts)
 
-    def _begin_growing_text(self) -> None:
-        self._growing_start = len(self.tokens)
-        self.starts.append(self._growing_start)
-        self._offsets.append(0)
-        self._after_token: defaultdict[int, list[int]] = defaultdict(list)
-        self._after_pair: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-
     def extend(self, token_ids: Sequence[int]) -> None:
         """Append tokens to the growing text."""
-        tokens = self.tokens
+        self.make_room(len(token_ids))
         for token in token_ids:
-            position = len(tokens)
-            if position > self._growing_start:
-                last = tokens[position - 1]
-                self._after_token[last].append(position)
-                self._after_pair[tokens[position - 2], last].append(position)
-            tokens.append(token if self.may_copy(token) else NO_TOKEN)
+            append(self.texts, token)
 
-    def may_copy(self, token: int) -> bool:
-        """Return whether a token may be drafted: neither banned nor outside the vocabulary."""
-        if token < 0 or token in self._banned:
-            return False
-        return self._vocab_size is None or token < self._vocab_size
+    def make_room(self, count: int) -> None:
+        """Make sure that `count` tokens can be appended."""
+        texts = self.texts
+        start, end = int(texts.size[1]), int(texts.size[0]) + count
+        if end > len(texts.tokens):
+            more = max(GROWTH, end - start)
+            self.texts = texts._replace(
+                tokens=np.concatenate([texts.tokens, np.zeros(more, np.int32)]),
+                older=np.concatenate([texts.older, np.zeros((2, more), np.int32)], axis=1),
+            )
+
+    @property
+    def tokens(self) -> Ints:
+        """Token ids of all segments and of the growing text, `NO_TOKEN` in front of each."""
+        return self.texts.tokens[: self.texts.size[0]]
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return segment and offset in it of a position of `tokens`; the growing text is last."""
@@ -150,145 +149,15 @@ class SuffixIndex:
         but repeatable.
 
         >>> index = SuffixIndex([[7, 8, 9], [1, 8, 9, 5]])
-        >>> [index.tokens[place] for place, _ in index.matches([7, 8, 9])]
+        >>> [int(index.tokens[place]) for place, _ in index.matches([7, 8, 9])]
         [5]
         >>> index.matches([3, 8])
         [Match(position=3, length=1), Match(position=7, length=1)]
         """
-        return [Match(*place) for place in self.places(context, limit)]
-
-    def places(self, context: Sequence[int], limit: int) -> list[tuple[int, int]]:
-        """Return what `matches` returns, as plain pairs of position and length."""
-        found = self._fixed_places(context, self.rings(context), limit)
-        recent = self._recent_places(context)
-        if recent:
-            found += recent
-            found.sort(key=itemgetter(1), reverse=True)
-        return found[:limit]
-
-    def rings(self, context: Sequence[int]) -> list[Ring]:
-        """Return the nested ranges of fixed places, shortest match first.
-
-        A place of a ring that is not in the next ring matches exactly the ring's `length` tokens
-        (or more, where that is `SORTED_DEPTH` or above). Cost: O(log n) per ring.
-        """
-        end = len(context)
-        last = context[-1] if end else NO_TOKEN
-        low, high = bisect_left(self._before, last), bisect_right(self._before, last)
-        if low == high or last < 0:
-            return []
-        depth, rings = 1, [(1, low, high)]
-        while high - low > 1 and depth < min(SORTED_DEPTH, end):
-            narrowed = self._narrow(low, high, depth + 1, context[end - depth - 1])
-            if narrowed is None:
-                return rings
-            depth += 1
-            if narrowed == (low, high):
-                rings[-1] = (depth, low, high)
-            else:
-                low, high = narrowed
-                rings.append((depth, low, high))
-        if high - low == 1:
-            rings[-1] = (self.match_length(self._order[low], context, depth), low, high)
-        return rings
-
-    def _narrow(self, low: int, high: int, depth: int, wanted: int) -> tuple[int, int] | None:
-        """Narrow a range to the places with `wanted` at `depth` tokens to their left."""
-        tokens, order = self.tokens, self._order
-        first, last = tokens[order[low] - depth], tokens[order[high - 1] - depth]
-        if first > wanted or last < wanted:
-            return None
-        if first < wanted:
-            low = self._bisect(low, high - 1, depth, wanted)
-            if tokens[order[low] - depth] != wanted:
-                return None
-        if last > wanted:
-            high = self._bisect(low, high - 1, depth, wanted + 1)
-        return low, high
-
-    def _bisect(self, low: int, high: int, depth: int, wanted: int) -> int:
-        """Return the first place of a range with at least `wanted` at `depth` to its left."""
-        tokens, order = self.tokens, self._order
-        while low < high:
-            middle = (low + high) >> 1
-            if tokens[order[middle] - depth] < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def match_length(self, position: int, context: Sequence[int], known: int = 0) -> int:
-        """Return how many tokens before `position` equal the end of `context`.
-
-        The first `known` of them are taken as equal.
-        """
-        tokens, end = self.tokens, len(context)
-        longest = min(MAX_MATCH_LENGTH, end)
-        length = known
-        while length < longest and tokens[position - length - 1] == context[end - length - 1]:
-            length += 1
-        return length
-
-    def _fixed_places(
-        self, context: Sequence[int], rings: Sequence[Ring], limit: int
-    ) -> list[tuple[int, int]]:
-        """Return up to `limit` fixed places of `rings`, longest match first, then by position."""
-        order = self._order
-        found: list[tuple[int, int]] = []
-        inner_low = inner_high = 0
-        for length, low, high in reversed(rings):
-            room = limit - len(found)
-            if room <= 0:
-                break
-            if length >= SORTED_DEPTH:
-                found += self._told_apart(low, high, context, room)
-            else:
-                places = order[low : min(inner_low if inner_high else high, low + room)]
-                if inner_high:
-                    places += order[inner_high : min(high, inner_high + room - len(places))]
-                found += zip(sorted(places), repeat(length))
-            inner_low, inner_high = low, high
-        return found
-
-    def _told_apart(
-        self, low: int, high: int, context: Sequence[int], room: int
-    ) -> list[tuple[int, int]]:
-        """Compare the first and the last of the places that match in all sorted tokens."""
-        order = self._order
-        size = min(high - low, room)
-        places = [*order[low : low + (size + 1) // 2], *order[high - size // 2 : high]]
-        compared = {*places[:COMPARED_PLACES], *places[-COMPARED_PLACES:]}
-        found = [
-            (
-                place,
-                self.match_length(place, context, SORTED_DEPTH)
-                if place in compared
-                else SORTED_DEPTH,
-            )
-            for place in places
-        ]
-        found.sort(key=lambda place: (-place[1], place[0]))
-        return found
-
-    def _recent_places(self, context: Sequence[int]) -> list[tuple[int, int]]:
-        """Return places of the growing text, newest first, of the last `RECENT_PLACES` ones.
-
-        The end of `context` must be the end of the growing text.
-        """
-        end = len(context)
-        if end < 2:
-            return []
-        places = self._after_pair.get((context[-2], context[-1]))
-        known = 2
-        if places is None:
-            places = self._after_token.get(context[-1])
-            known = 1
-        if places is None:
-            return []
-        return [
-            (place, self.match_length(place, context, known))
-            for place in places[: -RECENT_PLACES - 1 : -1]
-        ]
+        positions, lengths = np.empty((2, limit + RECENT_PLACES), np.int64)
+        tail = np.array(context[-MAX_MATCH_LENGTH:], np.int64)
+        found = find_places(self.texts, tail, limit, positions, lengths)
+        return list(map(Match, positions[:found].tolist(), lengths[:found].tolist()))
 
 
 def _fit(segments: Sequence[Tokens], max_tokens: int) -> list[tuple[Tokens, int]]:

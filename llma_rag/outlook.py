@@ -1,197 +1,189 @@
-"""Tell how probable the tokens are that may follow the places of a draft."""
+"""Tell which tokens may follow a node of a draft, and how probable they are; compiled."""
 
-from collections.abc import Sequence
-from math import exp
+from typing import NamedTuple
+
+import numpy as np
 
 from llma_rag.acceptance import (
-    AGREES_WEIGHT,
-    DEEPEST,
-    DEPTH_WEIGHT,
-    LENGTH_WEIGHT,
     NO_SUCCESSORS,
     RECYCLED_RANKS,
-    SHORT,
-    AcceptanceModel,
     Evidence,
-    Lean,
+    Floats,
+    copy_evidence,
+    probability,
     recycled_evidence,
 )
-from llma_rag.index import MAX_MATCH_LENGTH, NO_TOKEN, SuffixIndex
-from llma_rag.tree import Candidate, Copy, Successors, Tree, follow
-
-Ahead = tuple[int, float, Sequence[int], float]
-"""Token, its log-odds, recycled successors of the one before it, a bound of their log-odds."""
-
-
-class Chances(dict[Evidence, float]):
-    """Probabilities of tokens by what is known of them, worked out when first asked for."""
-
-    def __init__(self, model: AcceptanceModel, lean: Lean) -> None:
-        super().__init__()
-        self._model = model
-        self._lean = lean
-
-    def __missing__(self, evidence: Evidence) -> float:
-        chance = self[evidence] = self._model.probability(evidence, self._lean)
-        return chance
+from llma_rag.compiled import compiled, varying
+from llma_rag.matching import MAX_MATCH_LENGTH, NO_TOKEN, Longs, Texts
+from llma_rag.recycling import Successors, row_of
+from llma_rag.tree import MAX_PLACES, Tree
 
 
-class Steady(dict[tuple[int, int], tuple[float, ...]]):
-    """Log-odds that stay the same along a run, by distance and source.
-
-    Each in three versions, see `SHORT`: those of the copy, then a bound for what is recycled.
-    """
-
-    def __init__(self, model: AcceptanceModel, lean: Lean) -> None:
-        super().__init__()
-        self._model = model
-        self._lean = lean
-
-    def __missing__(self, place: tuple[int, int]) -> tuple[float, ...]:
-        model, lean = self._model, self._lean
-        odds = self[place] = model.run_log_odds(*place, lean) + model.recycled_log_odds(lean)
-        return odds
-
-
-class Outlook:
-    """What the texts of one request, and recycled successors, foretell.
+class Sources(NamedTuple):
+    """What a request drafts from, and what is known of how likely drafts are accepted.
 
     Attributes:
-        tokens: Those of the index.
-        successors: Gives the recycled successors of a token; None: nothing is recycled.
+        texts: The request's texts.
+        recycled: Successors seen in logits; without rows, nothing is recycled.
+        weights: Weights of the model of acceptance.
+        precisions: Their inverse variances.
+        lean: State of the request's `Lean`.
     """
 
-    def __init__(
-        self,
-        index: SuffixIndex,
-        model: AcceptanceModel,
-        lean: Lean,
-        successors: Successors | None = None,
-    ) -> None:
-        self.tokens = index.tokens
-        self.successors = successors
-        self._may_copy = index.may_copy
-        self._weights = model.weights
-        self._chances = Chances(model, lean)
-        self._steady = Steady(model, lean)
+    texts: Texts
+    recycled: Successors
+    weights: Floats
+    precisions: Floats
+    lean: Floats
 
-    def refresh(self) -> None:
-        """Take into account what the model of acceptance has learned; do so before every draft."""
-        self._chances.clear()
-        self._steady.clear()
 
-    def copies(
-        self, tree: Tree, node: int, depth: int, last: int
-    ) -> tuple[list[Copy], list[float]]:
-        """Return the copies that may follow a node, and their probabilities.
+class Copies(NamedTuple):
+    """The copied tokens that may follow one node, in order of their first places.
 
-        The tree remembers what was looked up.
+    Attributes:
+        tokens: [MAX_PLACES] the tokens.
+        spans: [MAX_PLACES, 2] the run of the tree's pool with the places of each.
+        number: [MAX_PLACES] scratch: which of the copies each place of the node belongs to.
+    """
 
-        Args:
-            tree: The draft so far.
-            node: The node, `ROOT` for the end of the context.
-            depth: Tokens from the root to it.
-            last: The token of the node.
-        """
-        found: Sequence[int] = ()
-        if self.successors is not None:
-            found = tree.successors[node + 1] = self.successors(last)[:RECYCLED_RANKS]
-        places = tree.candidates[node + 1]
-        if not places:
-            return [], []
-        copies = follow(self.tokens, places, depth, found)
-        if len(places) > 1:
-            tree.copies[node] = copies
-        chances = self._chances
-        return copies, [chances[copy[1]] for copy in copies]
+    tokens: Longs
+    spans: Longs
+    number: Longs
 
-    def recycled(
-        self, tree: Tree, node: int, depth: int, rank: int = 0
-    ) -> tuple[int, float] | None:
-        """Return the next recycled successor of a node that is not copied there and may be drafted.
 
-        Returns:
-            Its rank, at least `rank`, and its probability; None where there is none.
-        """
-        successors, places = tree.successors[node + 1], tree.candidates[node + 1]
-        copied = tree.copied(node, depth, self.tokens) if places else ()
-        for place in range(rank, len(successors)):
-            token = successors[place]
-            if token not in copied and self._may_copy(token):
-                longest = places[0][1] + depth if places else 0
-                return place, self._chances[recycled_evidence(place, depth, longest)]
-        return None
+def no_copies() -> Copies:
+    """Return room for copies."""
+    return Copies(
+        np.empty(MAX_PLACES, np.int64),
+        np.empty((MAX_PLACES, 2), np.int64),
+        np.empty(MAX_PLACES, np.int64),
+    )
 
-    def after(self, place: Candidate, depth: int, last: int) -> Ahead | None:
-        """Return what the only place left foretells; None at the end of its text.
 
-        Args:
-            place: The place.
-            depth: Tokens from the root to the last one.
-            last: The last token.
-        """
-        position, length, distance, source = place
-        position += depth
-        token = self.tokens[position] if position < len(self.tokens) else NO_TOKEN
-        if token == NO_TOKEN:
-            return None
-        weights, same = self._weights, self._steady[distance, source]
-        matched = length + depth if length + depth < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH
-        deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
-        short, rank = SHORT[matched], NO_SUCCESSORS
-        found: Sequence[int] = ()
-        if self.successors is not None:
-            found = self.successors(last)[:RECYCLED_RANKS]
-            if found:
-                rank = found.index(token) if token in found else RECYCLED_RANKS
-        odds = same[short] + weights[LENGTH_WEIGHT[matched]] + weights[AGREES_WEIGHT + rank] + deep
-        return token, odds, found, same[3 + short] + deep
+@compiled
+def look_up(sources: Sources, tree: Tree, node: int, last: int) -> None:
+    """Note the recycled successors of a node's token `last`."""
+    row = row_of(sources.recycled, last)
+    count = min(RECYCLED_RANKS, sources.recycled.counts[row])
+    for rank in range(count):
+        tree.successors[node + 1, rank] = sources.recycled.table[row, rank]
+    tree.counts[node + 1] = count
 
-    def run(
-        self, place: Candidate, depth: int, room: int, last: int, path: float, least: float
-    ) -> tuple[list[int], list[float], list[Sequence[int]]]:
-        """Return what `after` foretells token after token, while nothing else is more probable.
 
-        Does without a call per token, because most chains are such runs.
+@compiled
+def follow(sources: Sources, tree: Tree, node: int, depth: int, copies: Copies) -> int:
+    """Group a node's places by the token that follows them, in runs at the end of the pool.
 
-        Args:
-            place: The only place left.
-            depth: Tokens from the root to the last one.
-            room: Most tokens from the root.
-            last: The last token.
-            path: Probability of the path to it.
-            least: Probability below which paths are not wanted.
+    Args:
+        sources: What the request drafts from.
+        tree: The draft so far.
+        node: The node, `ROOT` for the end of the context.
+        depth: Tokens from the root to it.
+        copies: Receives the copied tokens.
 
-        Returns:
-            Tokens, probabilities of the paths to them, recycled successors of the token before
-            each; also of the last one, where these may be more probable than what is copied.
-        """
-        weights, successors = self._weights, self.successors
-        position, length, distance, source = place
-        same = self._steady[distance, source]
-        found: Sequence[int] = ()
-        agrees = weights[AGREES_WEIGHT + NO_SUCCESSORS]
-        tokens: list[int] = []
-        paths: list[float] = []
-        looked_up: list[Sequence[int]] = []
-        for token in self.tokens[position + depth : position + room]:
-            if token == NO_TOKEN:
-                break
-            matched = length + depth if length + depth < MAX_MATCH_LENGTH else MAX_MATCH_LENGTH
-            deep = weights[DEPTH_WEIGHT[depth if depth < DEEPEST else DEEPEST]]
-            short = SHORT[matched]
-            if successors is not None:
-                found, rank = successors(last)[:RECYCLED_RANKS], NO_SUCCESSORS
-                looked_up.append(found)
-                if found:
-                    rank = found.index(token) if token in found else RECYCLED_RANKS
-                agrees = weights[AGREES_WEIGHT + rank]
-            odds = same[short] + weights[LENGTH_WEIGHT[matched]] + agrees + deep
-            path /= 1.0 + exp(-odds)
-            if path < least or (found and same[3 + short] + deep > odds):
-                break
-            tokens.append(token)
-            paths.append(path)
-            last = token
-            depth += 1
-        return tokens, paths, looked_up
+    Returns:
+        How many there are.
+    """
+    texts, pool, spans = sources.texts, tree.pool, copies.spans
+    begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
+    count = varying(0)
+    for place in range(begin, end):
+        position = tree.places[0, pool[place]] + depth
+        token = texts.tokens[position] if position < texts.size[0] else NO_TOKEN
+        number = -1
+        if token != NO_TOKEN:
+            number = 0
+            while number < count and copies.tokens[number] != token:
+                number += 1
+            if number == count:
+                copies.tokens[count] = token
+                spans[count, 1] = 0
+                count += 1
+            spans[number, 1] += 1
+        copies.number[place - begin] = number
+    used = tree.size[1]
+    for number in range(count):
+        size = spans[number, 1]
+        spans[number, 0] = spans[number, 1] = used
+        used += size
+    for place in range(begin, end):
+        number = copies.number[place - begin]
+        if number >= 0:
+            pool[spans[number, 1]] = pool[place]
+            spans[number, 1] += 1
+    tree.size[1] = used
+    return count
+
+
+@compiled
+def evidence_of(
+    sources: Sources, tree: Tree, node: int, depth: int, copies: Copies, number: int
+) -> Evidence:
+    """Describe a copied token that may follow a node, one of those that `follow` found."""
+    pool, places = tree.pool, tree.places
+    begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
+    first = pool[copies.spans[number, 0]]
+    length, distance, source = places[1, first], places[2, first], places[3, first]
+    votes, voters = varying(0), varying(0)
+    for place in range(copies.spans[number, 0], copies.spans[number, 1]):
+        votes += places[1, pool[place]] == length
+        distance = min(distance, places[2, pool[place]])
+    for place in range(begin, end):
+        inside = places[0, pool[place]] + depth < sources.texts.size[0]
+        voters += inside and places[1, pool[place]] == length
+    return copy_evidence(
+        min(length + depth, MAX_MATCH_LENGTH),
+        distance,
+        depth,
+        source,
+        votes,
+        voters,
+        copies.spans[number, 1] - copies.spans[number, 0],
+        end - begin,
+        places[1, pool[begin]] - length,
+        _rank(tree, node, copies.tokens[number]),
+    )
+
+
+@compiled
+def chance_of(
+    sources: Sources, tree: Tree, node: int, depth: int, copies: Copies, number: int
+) -> float:
+    """Return how probable a copied token is, one of those that `follow` found."""
+    evidence = evidence_of(sources, tree, node, depth, copies, number)
+    return probability(sources.weights, sources.lean, evidence)
+
+
+@compiled
+def recycled_chance(sources: Sources, tree: Tree, node: int, depth: int, rank: int) -> float:
+    """Return how probable a recycled successor of a node is that is not copied there."""
+    evidence = recycled_evidence(rank, depth, longest(tree, node, depth))
+    return probability(sources.weights, sources.lean, evidence)
+
+
+@compiled
+def is_copied(copies: Copies, count: int, token: int) -> bool:
+    """Return whether a token is among the first `count` copies."""
+    number = 0
+    while number < count and copies.tokens[number] != token:
+        number += 1
+    return number < count
+
+
+@compiled
+def longest(tree: Tree, node: int, depth: int) -> int:
+    """Return the longest match that offers a token behind a node; 0 for none."""
+    begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
+    return tree.places[1, tree.pool[begin]] + depth if end > begin else 0
+
+
+@compiled
+def _rank(tree: Tree, node: int, token: int) -> int:
+    """Return the rank of a token among a node's recycled successors."""
+    count = tree.counts[node + 1]
+    if count <= 0:
+        return NO_SUCCESSORS
+    for rank in range(count):
+        if tree.successors[node + 1, rank] == token:
+            return rank
+    return RECYCLED_RANKS

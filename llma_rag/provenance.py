@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llma_rag.drafting import Place
+from llma_rag.places import Place
 from llma_rag.reference import AcceptedReferences
 from llma_rag.result import CopiedSpan
 

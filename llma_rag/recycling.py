@@ -4,14 +4,40 @@ Token recycling (arXiv 2408.08696): the logits of verified nodes are computed an
 tokens are drafted when the same token comes again.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llma_rag.compiled import compiled
+from llma_rag.matching import Ints, Longs
+
 WIDTH, MAX_TOKENS = 8, 16_384
-"""Successors kept per token, and tokens that have some: 8 MB at most."""
+"""Successors kept per token, and tokens that have some: 1 MB and 4 bytes per token id at most."""
+
+GROWTH = 4_096
+"""Least token ids by which the table of rows grows."""
+
+
+class Successors(NamedTuple):
+    """Successors of tokens, as arrays.
+
+    Attributes:
+        rows: [token ids] row of each token, counted from 1; 0 for none.
+        table: [rows + 1, width] successors, best first; row 0 is scratch.
+        counts: [rows + 1] how many each row holds.
+        owners: [rows + 1] token of each row.
+        seen: [rows + 1] when each row was written last, by a clock that stands in row 0.
+        used: [1] rows in use.
+    """
+
+    rows: Ints
+    table: Ints
+    counts: Ints
+    owners: Ints
+    seen: Longs
+    used: Longs
 
 
 class Recycler:
@@ -19,6 +45,9 @@ class Recycler:
 
     One instance belongs to one model. It holds no order of tokens beyond pairs, but pairs of one
     request are drafted in the next: give every tenant its own where that is not wanted.
+
+    Attributes:
+        table: The arrays.
     """
 
     def __init__(
@@ -42,11 +71,12 @@ class Recycler:
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self.width = width
-        self.max_tokens = max_tokens
-        self._banned_tokens = frozenset(banned_tokens)
-        self._table: OrderedDict[int, tuple[int, ...]] = OrderedDict()
+        self._banned = np.array(sorted(banned_tokens), np.int32)
+        self.table = empty(width, max_tokens)
 
-    def observe(self, tokens: Sequence[int], successors: NDArray[np.integer]) -> None:
+    def observe(
+        self, tokens: Sequence[int] | NDArray[np.integer], successors: NDArray[np.integer]
+    ) -> None:
         """Put new successors before those seen earlier.
 
         Args:
@@ -58,22 +88,94 @@ class Recycler:
         >>> recycler.successors(5)
         (8, 7, 6)
         """
-        table, width, banned = self._table, self.width, self._banned_tokens
-        for token, best in zip(tokens, successors.tolist(), strict=True):
-            if not banned.isdisjoint(best):
-                best = [other for other in best if other not in banned]
-            if token in banned:
-                continue
-            before = table.pop(token, ())
-            if len(best) < width:
-                best += [other for other in before if other not in best]
-            table[token] = tuple(best[:width])
-        while len(table) > self.max_tokens:
-            table.popitem(last=False)
+        if len(tokens) != len(successors):
+            raise ValueError(f"{len(tokens)} tokens have {len(successors)} rows of successors.")
+        seen = np.asarray(tokens, np.int64)
+        best = np.ascontiguousarray(successors, np.int64)
+        while missing := _observe(self.table, seen, best, self._banned):
+            more = np.zeros(max(missing, GROWTH), np.int32)
+            self.table = self.table._replace(rows=np.concatenate([self.table.rows, more]))
 
-    def successors(self, token: int) -> Sequence[int]:
+    def successors(self, token: int) -> tuple[int, ...]:
         """Return the known successors of a token, best first; empty for none."""
-        return self._table.get(token, ())
+        row = row_of(self.table, token)
+        return tuple(self.table.table[row, : self.table.counts[row]].tolist())
 
     def __len__(self) -> int:
-        return len(self._table)
+        return int(self.table.used[0])
+
+
+def empty(width: int = WIDTH, max_tokens: int = 0) -> Successors:
+    """Return arrays without any successors."""
+    return Successors(
+        rows=np.zeros(0, np.int32),
+        table=np.zeros((max_tokens + 1, width), np.int32),
+        counts=np.zeros(max_tokens + 1, np.int32),
+        owners=np.zeros(max_tokens + 1, np.int32),
+        seen=np.zeros(max_tokens + 1, np.int64),
+        used=np.zeros(1, np.int64),
+    )
+
+
+@compiled
+def row_of(successors: Successors, token: int) -> int:
+    """Return the row of a token; 0, which is empty, for none."""
+    row: int = successors.rows[token] if 0 <= token < len(successors.rows) else 0
+    return row
+
+
+@compiled
+def _observe(successors: Successors, tokens: Longs, best: Longs, banned: Ints) -> int:
+    """Do what `Recycler.observe` says; return by how many ids too small the table of rows is."""
+    largest = -1
+    for token in tokens:
+        largest = max(largest, token)
+    if largest >= len(successors.rows):
+        return largest + 1 - len(successors.rows)
+    for place in range(len(tokens)):
+        if not _holds(banned, tokens[place]):
+            _put(successors, _row_for(successors, tokens[place]), best[place], banned)
+    return 0
+
+
+@compiled
+def _row_for(successors: Successors, token: int) -> int:
+    """Return the row of a token, that of the least recently seen one where all are taken."""
+    row: int = successors.rows[token]
+    if row == 0:
+        if successors.used[0] + 1 < len(successors.table):
+            successors.used[0] += 1
+            row = successors.used[0]
+        else:
+            row = 1 + int(np.argmin(successors.seen[1:]))
+            successors.rows[successors.owners[row]] = 0
+        successors.rows[token], successors.owners[row] = row, token
+        successors.counts[row] = 0
+    return row
+
+
+@compiled
+def _put(successors: Successors, row: int, best: Longs, banned: Ints) -> None:
+    """Put the best successors before those that a row holds."""
+    table, counts, width = successors.table, successors.counts, successors.table.shape[1]
+    before, count = table[row, : counts[row]].copy(), 0
+    for token in best:
+        if count < width and not _holds(banned, token):
+            table[row, count] = token
+            count += 1
+    fresh = count
+    for token in before:
+        if count < width and not _holds(table[row, :fresh], token):
+            table[row, count] = token
+            count += 1
+    counts[row] = count
+    successors.seen[0] += 1
+    successors.seen[row] = successors.seen[0]
+
+
+@compiled
+def _holds(numbers: Ints, wanted: int) -> bool:
+    place = 0
+    while place < len(numbers) and numbers[place] != wanted:
+        place += 1
+    return place < len(numbers)

@@ -1,19 +1,14 @@
 """The model of acceptance, the cost curve and the recycler."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 
 from llma_rag.acceptance import (
-    AGREES_WEIGHT,
-    DEPTH_WEIGHT,
     FAR,
-    LENGTH_WEIGHT,
-    PROMPT,
+    GROUPS,
     REFERENCE,
-    SHORT,
     AcceptanceModel,
     Lean,
     copy_evidence,
@@ -21,8 +16,8 @@ from llma_rag.acceptance import (
 )
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import ReferenceDrafter
+from llma_rag.learning import OBSERVED
 from llma_rag.recycling import Recycler
-from llma_rag.tree import OBSERVED, ROOT, Tree
 
 
 def test_the_shipped_prior_trusts_long_matches():
@@ -33,17 +28,6 @@ def test_the_shipped_prior_trusts_long_matches():
     ]
     assert found == sorted(found)
     assert 0.1 < found[0] < 0.8 < found[-1]
-
-
-def test_a_run_has_the_odds_of_its_evidence():
-    model, lean = AcceptanceModel.shipped(), Lean(log_odds=0.3)
-    for length in range(1, 33):
-        for distance, depth in ((0, 0), (5, 1), (100, 9), (FAR, 70)):
-            evidence = copy_evidence(length, distance, depth, PROMPT)
-            base = model.run_log_odds(distance, PROMPT, lean)[SHORT[length]]
-            odds = base + model.weights[LENGTH_WEIGHT[length]] + model.weights[AGREES_WEIGHT - 1]
-            odds += model.weights[DEPTH_WEIGHT[min(depth, 64)]]
-            assert 1 / (1 + math.exp(-odds)) == pytest.approx(model.probability(evidence, lean))
 
 
 def test_it_learns_what_is_accepted():
@@ -82,8 +66,9 @@ def test_curves_interpolate_and_never_fall():
     assert CostCurve.linear(0.05)(21) == pytest.approx(2.0)
     # Beyond a step of the curve nodes are free: the least cost per node sees that.
     step = CostCurve({1: 1.0, 4: 1.0, 5: 1.5, 8: 1.5})
-    assert step.margins(7)[0] == pytest.approx(0.0)
-    assert step.margins(7)[3] == pytest.approx(0.125)
+    assert step.table(7).margins[0] == pytest.approx(0.0)
+    assert step.table(7).margins[3] == pytest.approx(0.125)
+    assert step.table(7).times.tolist() == pytest.approx([step(width) for width in range(1, 9)])
 
 
 @pytest.mark.parametrize("points", [{}, {0: 1.0}, {2: 0.0}])
@@ -134,7 +119,7 @@ def test_wrong_drafts_cost_at_most_two_percent():
 def test_recycled_successors_stand_beside_copies():
     recycler = Recycler()
     recycler.observe([5], np.array([[8, 7]]))
-    drafter = ReferenceDrafter([[5, 6]], [1], branching=True, successors=recycler.successors)
+    drafter = ReferenceDrafter([[5, 6]], [1], branching=True, recycler=recycler)
     draft = drafter.draft([1, 5], 3)
     assert set(draft.tokens[:3]) == {6, 7, 8}
     assert [place is None for place in draft.places] == [token != 6 for token in draft.tokens]
@@ -147,7 +132,7 @@ def test_banned_successors_are_not_drafted():
         [],
         [1],
         branching=True,
-        successors=recycler.successors,
+        recycler=recycler,
         banned_tokens=frozenset({2}),
         vocab_size=64,
     )
@@ -155,7 +140,19 @@ def test_banned_successors_are_not_drafted():
 
 
 def test_every_offer_is_learned_from_in_turn():
-    tree = Tree(successors=[(1, 2, 3, 4, 5, 6, 7)])
-    found = [{token for token, _ in tree.offered(ROOT, 0, [], turn)} for turn in range(10)]
-    assert all(len(tokens) == OBSERVED for tokens in found)
-    assert set.union(*found) == {1, 2, 3, 4, 5, 6, 7}
+    size = sum(GROUPS.values())
+    model = AcceptanceModel([0.0] * size, [1.0] * size)
+    ranks = model.weights[size - GROUPS["rank"] :: 3]
+    recycler = Recycler()
+    recycler.observe([5], np.array([[11, 12, 13, 14, 15, 16, 17]]))
+    found = []
+    for _ in range(10):
+        context = [1, 5]
+        drafter = ReferenceDrafter([], [1], recycler=recycler, acceptance=model, branching=True)
+        drafter._turn = len(found)
+        drafter.draft(context, 4)
+        before = ranks.copy()
+        drafter.draft([*context, 6], 4)
+        found.append(set(np.flatnonzero(ranks != before).tolist()))
+    assert all(len(one) == OBSERVED for one in found)
+    assert set.union(*found) == set(range(7))

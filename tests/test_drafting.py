@@ -1,17 +1,27 @@
 """What drafts look like; how good they are is measured by replay."""
 
+import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llma_rag.acceptance import GROUPS, AcceptanceModel
+from llma_rag.acceptance import AcceptanceModel
 from llma_rag.budget import LEAST_PROBABILITY
-from llma_rag.chains import Chain
 from llma_rag.costs import CostCurve
-from llma_rag.drafting import Draft, Place, ReferenceDrafter
-from llma_rag.expansion import Grower
+from llma_rag.drafting import Draft, ReferenceDrafter
+from llma_rag.places import Place
+from llma_rag.recycling import Recycler
+
+SEEDS = 40
+"""Random settings in which compiled drafts are compared with those of plain Python."""
 
 tokens = st.lists(st.integers(0, 4), max_size=30)
 small = st.lists(st.integers(0, 3), min_size=1, max_size=30)
@@ -90,19 +100,10 @@ def test_a_chain_is_no_tree():
     assert not Draft(tokens=(1, 2), parents=(-1, -1), places=(None, None)).is_chain
 
 
-def opinionated(seed: int, *, ranked: bool = False) -> AcceptanceModel:
-    """Return a model that trusts other things than the shipped one does.
-
-    With `ranked` it trusts no later rank more than an earlier one. Ranks are offered one after the
-    other, so that otherwise which of two equal paths is taken first decides what is seen at all.
-    """
+def opinionated(seed: int) -> AcceptanceModel:
+    """Return a model that trusts other things than the shipped one does."""
     chance, model = random.Random(seed), AcceptanceModel.shipped()
-    weights = [one + chance.gauss(0, 0.7) for one in model.weights]
-    if ranked:
-        first = len(weights) - GROUPS["rank"]
-        for kind in range(3):
-            weights[first + kind :: 3] = sorted(weights[first + kind :: 3], reverse=True)
-    return AcceptanceModel(weights, model.precisions)
+    return AcceptanceModel([one + chance.gauss(0, 0.7) for one in model.weights], model.precisions)
 
 
 def lists_of_successors(most: int) -> st.SearchStrategy[list[list[int]]]:
@@ -110,37 +111,34 @@ def lists_of_successors(most: int) -> st.SearchStrategy[list[list[int]]]:
     return st.lists(one, min_size=4, max_size=4)
 
 
+def recycler_of(successors: list[list[int]]) -> Recycler:
+    recycler = Recycler()
+    for token, found in enumerate(successors):
+        if found:
+            recycler.observe([token], np.array([found]))
+    return recycler
+
+
 @given(small, small, lists_of_successors(4), st.integers(1, 32), st.integers(0, 99))
 @settings(max_examples=300, deadline=None)
-@pytest.mark.parametrize("branching", [False, True])
-def test_following_a_run_drafts_what_expanding_every_node_would(
-    branching, reference, prompt, successors, budget, seed
-):
-    def drafted():
-        drafter = ReferenceDrafter(
+def test_a_smaller_tree_is_the_best_of_a_larger_one(reference, prompt, successors, budget, seed):
+    small, large = (
+        ReferenceDrafter(
             [reference],
             prompt,
+            max_draft_tokens=nodes,
             max_depth=6,
-            branching=branching,
-            costs=CostCurve.linear(0.02) if budget % 2 else None,
-            acceptance=opinionated(seed, ranked=branching),
-            successors=successors.__getitem__,
-        )
-        return drafter.draft(prompt, budget)
-
-    def expand(self, node, depth, path, places):
-        self._expand(node, depth, path, self.tree.tokens[node])
-
-    found = drafted()
-    assume(min(found.probabilities, default=1.0) > LEAST_PROBABILITY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Grower, "_follow", expand)
-        patch.setattr(Chain, "_run", lambda self: True)
-        wanted = drafted()
-    assert sorted(found.probabilities) == pytest.approx(sorted(wanted.probabilities))
-    assert len(set(zip(found.parents, found.tokens, strict=True))) == len(found)
-    if not branching:
-        assert (found.tokens, found.parents) == (wanted.tokens, wanted.parents)
+            branching=True,
+            acceptance=opinionated(seed),
+            recycler=recycler_of(successors),
+        ).draft(prompt, nodes)
+        for nodes in (budget, 64)
+    )
+    assert len(small) == min(budget, len(large))
+    assert small.tokens == large.tokens[:budget]
+    assert small.parents == large.parents[:budget]
+    assert list(large.probabilities) == sorted(large.probabilities, reverse=True)
+    assert len(set(zip(large.parents, large.tokens, strict=True))) == len(large)
 
 
 @given(
@@ -159,7 +157,7 @@ def test_a_chain_is_the_most_probable_way_down_the_tree(reference, prompt, succe
             max_depth=4,
             branching=branching,
             acceptance=opinionated(seed),
-            successors=successors.__getitem__,
+            recycler=recycler_of(successors),
         ).draft(prompt, 400)
         for branching in (False, True)
     )
@@ -184,6 +182,66 @@ def test_a_run_ends_where_a_recycled_token_is_more_probable(branching):
         max_draft_tokens=3,
         branching=branching,
         acceptance=AcceptanceModel.from_json(saved),
-        successors=lambda token: [8] if token == 7 else [],
+        recycler=recycler_of([*[[]] * 7, [8]]),
     )
     assert drafter.draft([1, 5], 3).tokens == (6, 7, 8)
+
+
+def drafted_by_chance(seed: int) -> list[Any]:
+    """Draft along a random answer in some setting; return every draft and what was learned."""
+    chance = random.Random(seed)
+
+    def text(size: int) -> list[int]:
+        return [chance.randrange(6) for _ in range(size)]
+
+    model, recycler = opinionated(seed), Recycler(width=3, max_tokens=3, banned_tokens=[4])
+    prompt, answer = text(20), text(60)
+    drafter = ReferenceDrafter(
+        [text(40), [], answer[10:30], [5] * 30],
+        prompt,
+        max_draft_tokens=chance.choice([0, 1, 12, 64]),
+        max_depth=chance.choice([1, 9, 64]),
+        branching=chance.random() < 0.5,
+        min_match_length=chance.choice([1, 1, 3]),
+        banned_tokens=frozenset({0}),
+        costs=chance.choice([None, CostCurve.linear(0.02), CostCurve({1: 1.0, 4: 1.0, 5: 1.4})]),
+        acceptance=model,
+        recycler=chance.choice([recycler, None]),
+        earlier=[answer[:20]],
+        repeats=[answer[5:]],
+    )
+    found: list[Any] = []
+    context = list(prompt)
+    while answer:
+        draft = drafter.draft(context, chance.choice([0, 3, 64]))
+        found.append([draft.tokens, draft.parents, list(draft.places), draft.probabilities])
+        new = [answer.pop(0) for _ in range(min(len(answer), chance.randint(1, 5)))]
+        recycler.observe(context[-1:] + new[:-1], np.array([new, text(len(new))]).T)
+        context += new
+    return [found, model.weights.tolist()]
+
+
+def test_compiled_drafts_are_those_of_python() -> None:
+    """Without the compiler numpy checks every index, too."""
+    script = (
+        "import json, sys; from tests.test_drafting import drafted_by_chance as drafted; "
+        f"json.dump([drafted(seed) for seed in range({SEEDS})], sys.stdout)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    wanted = json.loads(json.dumps([drafted_by_chance(seed) for seed in range(SEEDS)]))
+    assert rounded(json.loads(found.stdout)) == rounded(wanted)
+    assert sum(len(draft[0]) for drafts, _ in wanted for draft in drafts) > 10 * SEEDS
+
+
+def rounded(found: Any) -> Any:
+    """Return nested lists with their floats rounded."""
+    if isinstance(found, list):
+        return [rounded(one) for one in found]
+    return round(found, 9) if isinstance(found, float) else found

@@ -3,7 +3,7 @@
 import random
 
 from llma_rag import Reference
-from llma_rag.drafting import Place
+from llma_rag.places import Place
 from llma_rag.provenance import AnswerText, Provenance
 from llma_rag.reference import accept_references
 

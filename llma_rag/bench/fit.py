@@ -52,7 +52,7 @@ def _maker(model: AcceptanceModel, cost: float | None, recycler: Recycler | None
             banned_tokens=trace.special_tokens,
             costs=None if cost is None else CostCurve.linear(cost),
             acceptance=model,
-            successors=None if recycler is None else recycler.successors,
+            recycler=recycler,
         )
         return drafter if recycler is None else Recycling(drafter, recycler, len(trace.prompt))
 

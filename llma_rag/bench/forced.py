@@ -86,10 +86,9 @@ class Recycling:
 
     def draft(self, context: Sequence[int], budget: int) -> Draft:
         """Draft after the new tokens of `context` were observed."""
-        new = context[max(0, self._seen - 1) :]
+        new = np.array(context[max(0, self._seen - 1) :])
         self._seen = len(context)
-        if len(new) > 1:
-            self._recycler.observe(new[:-1], np.array(new[1:])[:, None])
+        self._recycler.observe(new[:-1], new[1:, None])
         return self._drafter.draft(context, budget)
 
 

@@ -75,7 +75,7 @@ def _ours(settings: Settings) -> MakeDrafter:
             banned_tokens=trace.special_tokens,
             costs=costs,
             acceptance=acceptance,
-            successors=None if recycler is None else recycler.successors,
+            recycler=recycler,
         )
         return drafter if recycler is None else Recycling(drafter, recycler, len(trace.prompt))
 

@@ -1,0 +1,121 @@
+"""Tell what the positions of a request's texts belong to."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from llma_rag.acceptance import ANSWER, EARLIER, FAR, PROMPT, REFERENCE, REPEAT
+from llma_rag.compiled import compiled
+from llma_rag.index import SuffixIndex
+from llma_rag.learning import LOCI, NOWHERE
+from llma_rag.matching import Longs
+from llma_rag.tree import RECYCLED, ROOT
+
+KINDS = (REFERENCE, EARLIER, REPEAT, PROMPT, ANSWER)
+"""What texts are, in their order in the index."""
+
+
+class Place(NamedTuple):
+    """Where a token was copied from: token `offset` of segment `segment` of the index."""
+
+    segment: int
+    offset: int
+
+
+class Bearings(NamedTuple):
+    """Where the last copy was, and where which kind of text stands.
+
+    Attributes:
+        loci: [LOCI] positions at which the last accepted copy goes on, `NOWHERE` for none.
+        borders: [len(KINDS) - 1] position from which on the next of `KINDS` stands.
+    """
+
+    loci: Longs
+    borders: Longs
+
+
+class Regions:
+    """Tells what a position of the index belongs to, in the numbering that callers know."""
+
+    def __init__(self, index: SuffixIndex, *, references: int, earlier: int, repeats: int) -> None:
+        """Take an index of so many references, earlier answers, repeats, and the prompt."""
+        self._index = index
+        self._references = references
+        self._extra = earlier + repeats
+        self._ends = (references, references + earlier, references + earlier + repeats, -1)
+
+    def bearings(self) -> Bearings:
+        """Return bearings before the first copy, which is expected where a repeat begins."""
+        starts = self._index.starts
+        repeats = starts[self._ends[1] : self._ends[2]]
+        loci = [*repeats, *[NOWHERE] * LOCI][:LOCI]
+        borders = [starts[end] for end in self._ends]
+        return Bearings(np.array(loci, np.int64), np.array(borders, np.int64))
+
+    def place(self, position: int) -> Place | None:
+        """Return the place of a position; earlier answers count after the answer."""
+        if position == RECYCLED:
+            return None
+        segment, offset = self._index.locate(position)
+        if segment < self._references:
+            return Place(segment, offset)
+        if segment < self._references + self._extra:
+            return Place(segment + 2, offset)
+        return Place(segment - self._extra, offset)
+
+
+class Places(Sequence[Place | None]):
+    """The place of each node of a draft, worked out where it is asked for.
+
+    Places are so chosen that the best path is a run of one text.
+    """
+
+    def __init__(self, positions: list[int], parents: Sequence[int], regions: Regions) -> None:
+        self._positions = positions
+        self._parents = parents
+        self._regions = regions
+        self._joined = False
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, node: int) -> Place | None: ...
+
+    @overload
+    def __getitem__(self, node: slice) -> tuple[Place | None, ...]: ...
+
+    def __getitem__(self, node: int | slice) -> Place | tuple[Place | None, ...] | None:
+        if not self._joined:
+            self._join()
+        if isinstance(node, slice):
+            return tuple(map(self._regions.place, self._positions[node]))
+        return self._regions.place(self._positions[node])
+
+    def _join(self) -> None:
+        positions, parents = self._positions, self._parents
+        for node in range(len(positions) - 1, -1, -1):
+            position, parent = positions[node], parents[node]
+            if position != RECYCLED and parent != ROOT and positions[parent] != RECYCLED:
+                positions[parent] = position - 1
+        self._joined = True
+
+
+@compiled
+def take_bearings(bearings: Bearings, places: Longs, count: int) -> None:
+    """Fill in how far the first `count` of a tree's places are from the last copy, and their kind.
+
+    Args:
+        bearings: Where the last copy was, and where which kind of text stands.
+        places: `Tree.places`; rows 2 and 3 are written.
+        count: Places there are.
+    """
+    for place in range(count):
+        position, distance, kind = places[0, place], FAR, 0
+        for locus in bearings.loci:
+            if distance == FAR and locus <= position < locus + FAR:
+                distance = position - locus
+        while kind < len(bearings.borders) and bearings.borders[kind] <= position:
+            kind += 1
+        places[2, place], places[3, place] = distance, KINDS[kind]
