@@ -231,8 +231,8 @@ def test_earlier_turns_in_the_prompt_are_copied_and_indexed_once(monkeypatch) ->
         kept.append(list(options["earlier"]))
         original(self, *texts, **options)
 
-    monkeypatch.setattr(ReferenceDrafter, "__init__", watch)
     decoder = scripted(LETTERS, recycling=False)
+    monkeypatch.setattr(ReferenceDrafter, "__init__", watch)
     for history in ((), (turn,)):
         result = ask(decoder, [*ONE, *LETTERS, *TWO], history=history)
         assert result.token_ids == tuple(LETTERS)
