@@ -43,7 +43,7 @@ def _steps(borders: Sequence[int], size: int) -> NDArray[np.int64]:
 DEEPEST = 64
 """Depth from which on depths are not told apart."""
 
-_LENGTH = _steps([2, 3, 4, 5, 6, 8, 12, 20, 32], MAX_MATCH_LENGTH + 1)
+_LENGTH = _steps([1, 2, 3, 4, 5, 6, 8, 12, 20, 32], MAX_MATCH_LENGTH + 1)
 _SHORT = _steps([2, 3], MAX_MATCH_LENGTH + 1)
 _NEAR = _steps([2, 8, 32, FAR], FAR + 1)
 _DEPTH = _steps([1, 2, 4, 8], DEEPEST + 1)
@@ -52,7 +52,7 @@ _MANY = _steps([2, 4], 65)
 _SHARE = _steps([10, 25, 50, 100], 101)
 
 GROUPS: dict[str, int] = {
-    "length": 10,
+    "length": 11,
     "share": 4 + 3,
     "share_of_all": 5 * 3,
     "lead": 4,

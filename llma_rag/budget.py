@@ -8,7 +8,7 @@ from llma_rag.acceptance import Floats
 from llma_rag.compiled import compiled
 from llma_rag.costs import CostCurve
 
-LEAST_PROBABILITY = 1e-4
+LEAST_PROBABILITY = 1e-9
 """Paths below it are never drafted."""
 
 PRICE_FACTOR, STEP_WEIGHT = 1.45, 1.6

@@ -5,6 +5,7 @@ model on a GPU does not hide.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -14,13 +15,36 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def forget_what_may_be_stale(package: Path) -> None:
+    """Delete functions that were compiled before a source file of the package changed.
+
+    To tell whether what it kept still holds, numba looks at the file of the function alone, and not
+    at those of functions that it calls.
+    """
+    newest = max(file.stat().st_mtime_ns for file in package.glob("*.py"))
+    for file in (package / "__pycache__").glob("*.nb[ic]"):
+        try:
+            if file.stat().st_mtime_ns < newest:
+                file.unlink()
+        except OSError:  # another process was quicker, or the folder may not be written
+            continue
+
+
+forget_what_may_be_stale(Path(__file__).parent)
+
+
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function at its first call; numba keeps the outcome on disk for later processes.
 
-    To tell whether what it kept still holds, numba looks at the file of the function alone: after
-    changing a function that compiled ones of other files call, delete `llma_rag/__pycache__`.
+    Functions become parts of those that call them: numba counts references of every array that is
+    passed between functions, which took a third of a draft.
+    Where there is no folder to keep it in, every process compiles anew.
     """
-    return cast(Callable[P, R], njit(cache=True, error_model="numpy")(function))
+    try:
+        made = njit(cache=True, error_model="numpy", forceinline=True)(function)
+    except RuntimeError:  # numba found no folder that it may write to
+        made = njit(error_model="numpy", forceinline=True)(function)
+    return cast(Callable[P, R], made)
 
 
 @compiled

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from llma_rag.acceptance import AcceptanceModel, Lean
+from llma_rag.bearings import Bearings, add_resumed, take_bearings
 from llma_rag.budget import Budget, best_size, budget_of
 from llma_rag.chains import grow_chain
 from llma_rag.compiled import compiled
@@ -17,7 +18,7 @@ from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
 from llma_rag.learning import learn
 from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, Longs, append, find_places
 from llma_rag.outlook import Copies, Sources, no_copies
-from llma_rag.places import Bearings, Place, Places, Regions, take_bearings
+from llma_rag.places import Place, Places, Regions
 from llma_rag.recycling import Recycler, empty
 from llma_rag.tree import MAX_PLACES, Tree, clear, tree_for
 
@@ -129,7 +130,8 @@ class ReferenceDrafter:
             max_draft_tokens: Most nodes of a draft, at least 0.
             max_depth: Most tokens of one path, at least 1.
             branching: Draft trees; False drafts chains.
-            min_match_length: Shortest match that is copied from, at least 1.
+            min_match_length: Shortest match that is copied from, at least 1. With 1, a copy that
+                one other token interrupted is also taken up again where nothing matches.
             banned_tokens: Ids that are never drafted (special tokens).
             vocab_size: Ids at or above it are never drafted.
             max_indexed_tokens: Most tokens of all texts that are indexed.
@@ -171,7 +173,6 @@ class ReferenceDrafter:
         self._copies = no_copies()
         self._tree = tree_for(max_draft_tokens)
         self._bearings = self._regions.bearings()
-        self._turn = 0
         self._seen = len(prompt)
         self._gained, self._spent = PRIOR_PRICE * PRIOR_STEPS, float(PRIOR_STEPS)
 
@@ -190,7 +191,6 @@ class ReferenceDrafter:
             self._gained += new
             drafted = int(self._tree.size[0])
             self._spent += 1.0 if self._costs is None else self._costs(drafted + 1)
-            self._turn += 1
             self.index.make_room(new)
         nodes = self._affordable(min(budget, self.max_draft_tokens))
         size = _step(
@@ -201,7 +201,6 @@ class ReferenceDrafter:
             budget_of(nodes, self.max_depth, self._costs, self._gained / self._spent),
             np.array(context[-MAX_MATCH_LENGTH - new :], np.int64),
             new,
-            self._turn,
             self.min_match_length,
             self.branching,
         )
@@ -266,7 +265,6 @@ def _step(
     budget: Budget,
     context: Longs,
     new: int,
-    turn: int,
     min_match_length: int,
     branching: bool,
 ) -> int:
@@ -280,7 +278,6 @@ def _step(
         budget: When the draft is complete.
         context: The end of the context: `MAX_MATCH_LENGTH` tokens and the new ones, or all.
         new: Tokens that followed the last draft.
-        turn: Number of the step.
         min_match_length: Shortest match that is copied from.
         branching: Whether the draft is a tree.
 
@@ -289,7 +286,7 @@ def _step(
     """
     if new:
         fresh = context[len(context) - new :]
-        learn(sources, tree, copies, fresh, bearings.loci, turn)
+        learn(sources, tree, copies, bearings, fresh)
         for token in fresh:
             append(sources.texts, token)
     tail, last = context[max(0, len(context) - MAX_MATCH_LENGTH) :], context[-1]
@@ -299,6 +296,8 @@ def _step(
         found = min(found, WEAK_CANDIDATES)
     while found and tree.places[1, found - 1] < min_match_length:
         found -= 1
+    if min_match_length == 1:
+        found = add_resumed(sources.texts, bearings, tree.places, found, last)
     take_bearings(bearings, tree.places, found)
     clear(tree, found)
     if branching:

@@ -5,15 +5,9 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from llma_rag.acceptance import ANSWER, EARLIER, FAR, PROMPT, REFERENCE, REPEAT
-from llma_rag.compiled import compiled
+from llma_rag.bearings import LOCI, NOWHERE, Bearings
 from llma_rag.index import SuffixIndex
-from llma_rag.learning import LOCI, NOWHERE
-from llma_rag.matching import Longs
 from llma_rag.tree import RECYCLED, ROOT
-
-KINDS = (REFERENCE, EARLIER, REPEAT, PROMPT, ANSWER)
-"""What texts are, in their order in the index."""
 
 
 class Place(NamedTuple):
@@ -21,18 +15,6 @@ class Place(NamedTuple):
 
     segment: int
     offset: int
-
-
-class Bearings(NamedTuple):
-    """Where the last copy was, and where which kind of text stands.
-
-    Attributes:
-        loci: [LOCI] positions at which the last accepted copy goes on, `NOWHERE` for none.
-        borders: [len(KINDS) - 1] position from which on the next of `KINDS` stands.
-    """
-
-    loci: Longs
-    borders: Longs
 
 
 class Regions:
@@ -51,7 +33,9 @@ class Regions:
         repeats = starts[self._ends[1] : self._ends[2]]
         loci = [*repeats, *[NOWHERE] * LOCI][:LOCI]
         borders = [starts[end] for end in self._ends]
-        return Bearings(np.array(loci, np.int64), np.array(borders, np.int64))
+        return Bearings(
+            np.array(loci, np.int64), np.zeros(1, np.int64), np.array(borders, np.int64)
+        )
 
     def place(self, position: int) -> Place | None:
         """Return the place of a position; earlier answers count after the answer."""
@@ -100,22 +84,3 @@ class Places(Sequence[Place | None]):
             if position != RECYCLED and parent != ROOT and positions[parent] != RECYCLED:
                 positions[parent] = position - 1
         self._joined = True
-
-
-@compiled
-def take_bearings(bearings: Bearings, places: Longs, count: int) -> None:
-    """Fill in how far the first `count` of a tree's places are from the last copy, and their kind.
-
-    Args:
-        bearings: Where the last copy was, and where which kind of text stands.
-        places: `Tree.places`; rows 2 and 3 are written.
-        count: Places there are.
-    """
-    for place in range(count):
-        position, distance, kind = places[0, place], FAR, 0
-        for locus in bearings.loci:
-            if distance == FAR and locus <= position < locus + FAR:
-                distance = position - locus
-        while kind < len(bearings.borders) and bearings.borders[kind] <= position:
-            kind += 1
-        places[2, place], places[3, place] = distance, KINDS[kind]

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.budget import LEAST_PROBABILITY
+from llma_rag.compiled import compiled, forget_what_may_be_stale
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Draft, ReferenceDrafter
 from llma_rag.places import Place
@@ -74,6 +76,24 @@ def test_a_copy_is_followed_where_it_began():
     drafter = ReferenceDrafter([[1, 2, 3], [9, 1, 2, 4, 1, 2, 5]], [0], max_draft_tokens=1)
     assert tuple(drafter.draft([0, 9], 4).places) == (Place(1, 1),)
     assert tuple(drafter.draft([0, 9, 1], 4).places) == (Place(1, 2),)
+
+
+@pytest.mark.parametrize(("shortest", "found"), [(1, {13: 3, 14: 4}), (2, {})])
+def test_an_interrupted_copy_is_taken_up_again(shortest, found):
+    reference = list(range(10, 20))
+    drafter = ReferenceDrafter([reference], [0], branching=True, min_match_length=shortest)
+    assert drafter.draft([0, 10, 11], 1).tokens == (12,)
+    draft = drafter.draft([0, 10, 11, 12, 99], 8)  # the model exchanges 13, or puts 99 before it
+    roots = [node for node, parent in enumerate(draft.parents) if parent == -1]
+    assert {draft.tokens[node]: draft.places[node].offset for node in roots} == found
+    assert len(drafter.draft([0, 10, 11, 12, 99, 98], 8)) == 0  # no longer right behind it
+
+
+def test_a_copy_is_not_taken_up_across_the_end_of_its_text():
+    drafter = ReferenceDrafter([[10, 11, 12, 13], [20, 21]], [0], branching=True)
+    drafter.draft([0, 10, 11], 1)
+    draft = drafter.draft([0, 10, 11, 12, 99], 8)
+    assert (draft.tokens, tuple(draft.places)) == ((13,), (Place(0, 3),))
 
 
 @pytest.mark.parametrize("budget", [0, 1, 5])
@@ -238,6 +258,24 @@ def test_compiled_drafts_are_those_of_python() -> None:
     wanted = json.loads(json.dumps([drafted_by_chance(seed) for seed in range(SEEDS)]))
     assert rounded(json.loads(found.stdout)) == rounded(wanted)
     assert sum(len(draft[0]) for drafts, _ in wanted for draft in drafts) > 10 * SEEDS
+
+
+def test_functions_are_compiled_where_nothing_can_be_kept() -> None:
+    made: dict[str, Any] = {}
+    exec("def doubled(number): return 2 * number", made)  # no file, so no folder to keep it in
+    with pytest.raises(RuntimeError, match="cannot cache"):
+        njit(cache=True)(made["doubled"])
+    assert compiled(made["doubled"])(21) == 42
+
+
+def test_functions_are_compiled_anew_when_any_source_changed(tmp_path: Path) -> None:
+    kept = tmp_path / "__pycache__"
+    kept.mkdir()
+    for number, name in enumerate(("__pycache__/old.nbi", "one.py", "__pycache__/new.nbc")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    forget_what_may_be_stale(tmp_path)
+    assert [file.name for file in kept.iterdir()] == ["new.nbc"]
 
 
 def rounded(found: Any) -> Any:
