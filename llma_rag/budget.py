@@ -15,6 +15,7 @@ PRICE_FACTOR, STEP_WEIGHT = 1.45, 1.6
 """How dear a unit of time is: tuned on recorded answers, see `_worth`."""
 
 FREE = np.zeros(0)
+"""Times and margins where nodes cost nothing."""
 
 
 class Budget(NamedTuple):

@@ -1,49 +1,81 @@
 """Compile functions over arrays with numba: a draft is made between two passes of the model.
 
-In plain Python a draft takes about 70 us as a chain and 200 us as a tree, which a pass of a small
-model on a GPU does not hide.
+In plain Python a draft takes longer than a pass of a small model on a GPU hides.
 """
 
+import hashlib
+import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+import numba
 import numpy as np
 from numba import njit
+
+from llma_rag.folders import cache_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+CONFIG: Any = numba.config
 
-def forget_what_may_be_stale(package: Path) -> None:
-    """Delete functions that were compiled before a source file of the package changed.
+KEPT = 4
+"""Versions of the package of which compiled functions are kept."""
 
-    To tell whether what it kept still holds, numba looks at the file of the function alone, and not
-    at those of functions that it calls.
+_log = logging.getLogger("numba")
+if _log.level == logging.NOTSET:
+    _log.setLevel(logging.WARNING)  # with DEBUG it tells of every instruction that it compiles
+
+
+def folder_for(package: Path, base: Path | None = None) -> Path | None:
+    """Return where functions that were compiled from these very sources are kept.
+
+    numba tells whether what it kept still holds by the file of a function alone, and functions here
+    contain those of other files. The folder is therefore named after all sources of such functions.
+
+    Args:
+        package: Folder of the sources.
+        base: Where such folders stand, and nothing else; None for one in `NUMBA_CACHE_DIR`, else
+            in the user's cache folder.
+
+    Returns:
+        The folder; None where there are no sources or it cannot be written.
     """
-    newest = max(file.stat().st_mtime_ns for file in package.glob("*.py"))
-    for file in (package / "__pycache__").glob("*.nb[ic]"):
-        try:
-            if file.stat().st_mtime_ns < newest:
-                file.unlink()
-        except OSError:  # another process was quicker, or the folder may not be written
-            continue
+    try:
+        texts = [file.read_bytes() for file in sorted(package.glob("*.py"))]
+        sources = [text for text in texts if b"@compiled" in text]
+        if not sources:
+            return None
+        digest = hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+        if base is None:
+            chosen = CONFIG.CACHE_DIR
+            base = Path(chosen) / "llma-rag" if chosen else cache_folder("compiled")
+        if not (base / digest).exists():
+            (base / digest).mkdir(parents=True, exist_ok=True)
+            for other in sorted(base.iterdir(), key=lambda one: -one.stat().st_mtime)[KEPT:]:
+                shutil.rmtree(other, ignore_errors=True)
+    except (OSError, RuntimeError):  # not to be written, or no home
+        return None
+    return base / digest if os.access(base / digest, os.W_OK) else None
 
 
-forget_what_may_be_stale(Path(__file__).parent)
+FOLDER = folder_for(Path(__file__).parent)
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function at its first call; numba keeps the outcome on disk for later processes.
+    """Compile a function at its first call; the outcome is kept on disk for later processes.
 
     Functions become parts of those that call them: numba counts references of every array that is
     passed between functions, which took a third of a draft.
-    Where there is no folder to keep it in, every process compiles anew.
     """
+    before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(FOLDER or "")
     try:
-        made = njit(cache=True, error_model="numpy", forceinline=True)(function)
-    except RuntimeError:  # numba found no folder that it may write to
-        made = njit(error_model="numpy", forceinline=True)(function)
+        made = njit(cache=FOLDER is not None, error_model="numpy", forceinline=True)(function)
+    finally:
+        CONFIG.CACHE_DIR = before
     return cast(Callable[P, R], made)
 
 

@@ -101,11 +101,11 @@ class CostCurve:
         margin = (self(TREE_WIDTH) - 1.0) / (TREE_WIDTH - 1)
         return margin < NO_TREES and self.branching * max(margin, LEAST_MARGIN) < TREE_GAIN
 
-    def table(self, budget: int) -> "CostTable":
+    def table(self, budget: int) -> CostTable:
         """Return what passes over up to `budget` drafted nodes cost."""
         found = self._tables.get(budget)
         if found is None:
-            times = np.array([self(nodes + 1) for nodes in range(budget + 1)])
+            times = np.array([self(nodes + 1) for nodes in range(budget + 1)], float)
             # A node that is less probable than the least cost per further node, times the tokens
             # per unit of time, cannot pay, however many more such nodes share a step of the curve.
             margins = np.array(

@@ -92,7 +92,8 @@ class Decoder:
             defaults: Options of every request that does not set them itself.
             max_draft_tokens: Most tokens verified in one pass (the paper's k), in all branches.
             max_draft_depth: Most of them behind one another.
-            min_match_length: Tokens that must agree before a copy is tried (the paper's n).
+            min_match_length: Tokens that must agree before a copy is tried (the paper's n). With 1,
+                a copy that one other token interrupted is also taken up again without any.
             exactness: "bitwise" runs every step in one shape, so that drafts change no bit of a
                 logit, where a self-test at load grants it; "argmax" takes the quickest shape. None
                 is "bitwise" on CUDA and "argmax" elsewhere.
@@ -143,9 +144,10 @@ class Decoder:
         if self._warmup:
             calibrated()
             capture(runner)
-            with progress("Compiling the drafter", "part", total=3) as bar:
-                for _ in compile_drafter():
-                    bar.update()
+            if self._drafting.max_draft_tokens:
+                with progress("Compiling the drafter", "part", total=3) as bar:
+                    for _ in compile_drafter():
+                        bar.update()
         most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
         self._loop = Loop(
             self.model,

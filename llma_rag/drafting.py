@@ -153,7 +153,6 @@ class ReferenceDrafter:
         ):
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-        self.max_draft_tokens = max_draft_tokens
         self.max_depth = max_depth
         self.branching = branching
         self.min_match_length = min_match_length
@@ -183,7 +182,7 @@ class ReferenceDrafter:
         >>> drafter.draft([1, 2, 7, 8], budget=3).tokens
         (9, 4)
         """
-        new = len(context) - self._seen
+        new = max(0, len(context) - self._seen)
         self._seen = len(context)
         if not context:
             return Draft()
@@ -192,7 +191,7 @@ class ReferenceDrafter:
             drafted = int(self._tree.size[0])
             self._spent += 1.0 if self._costs is None else self._costs(drafted + 1)
             self.index.make_room(new)
-        nodes = self._affordable(min(budget, self.max_draft_tokens))
+        nodes = self._affordable(min(budget, len(self._tree.tokens)))
         size = _step(
             self._sources(),
             self._tree,

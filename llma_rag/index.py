@@ -26,7 +26,7 @@ GROWTH = 512
 """Least tokens by which the room for the growing text grows."""
 
 LARGEST = int(np.iinfo(np.int32).max)
-"""Size of the vocabulary where none is given."""
+"""Size of the vocabulary where none is given: ids are kept in 32 bits."""
 
 Tokens = Sequence[int] | NDArray[np.integer]
 
@@ -73,7 +73,7 @@ class SuffixIndex:
                 one is served first when `max_tokens` is short, and loses its beginning; others
                 lose their end.
             banned_tokens: Ids that are never matched or copied (special tokens).
-            vocab_size: Ids at or above it are banned as well; None bans none.
+            vocab_size: Ids at or above it are banned as well; None is `LARGEST`.
             max_tokens: Most tokens of all segments together.
         """
         kept = _fit(segments, max_tokens)
@@ -154,6 +154,7 @@ class SuffixIndex:
         >>> index.matches([3, 8])
         [Match(position=3, length=1), Match(position=7, length=1)]
         """
+        limit = max(0, limit)
         positions, lengths = np.empty((2, limit + RECENT_PLACES), np.int64)
         tail = np.array(context[-MAX_MATCH_LENGTH:], np.int64)
         found = find_places(self.texts, tail, limit, positions, lengths)

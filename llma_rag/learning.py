@@ -35,7 +35,8 @@ def learn(sources: Sources, tree: Tree, copies: Copies, bearings: Bearings, new:
 def _observe_offers(
     sources: Sources, tree: Tree, copies: Copies, node: int, depth: int, token: int
 ) -> None:
-    """Learn from all that could follow a node, drafted or not, of which `token` was right."""
+    """Learn from all that was seen to follow a node, drafted or not; `token` was right."""
+    # A node with several places was followed if its successors were asked for, too.
     used, count = tree.size[1], varying(0)
     begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
     if tree.counts[node + 1] >= 0 or end - begin == 1:

@@ -22,8 +22,9 @@ COMPARED_PLACES = 2
 RECENT_PLACES = 8
 """Places of the growing text that are compared with the context, newest first."""
 
-BUCKETS = 2048
-"""Lists of places of the growing text, told apart by the tokens before them; a power of two."""
+BUCKETS, MOST_LOOKED_AT = 2048, 256
+"""Lists of places of the growing text, told apart by the tokens before them (a power of two), and
+how many of a list are looked at, which other tokens may share."""
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -226,8 +227,9 @@ def _add_recent(texts: Texts, tail: Longs, found: int, positions: Longs, lengths
         return found
     last, before = tail[end - 1], tail[end - 2]
     for kind in (1, 0):
-        place, added = varying(texts.newest[kind, _bucket(last, before, kind)]), 0
-        while place > 0 and added < RECENT_PLACES:
+        place, added, looked = varying(texts.newest[kind, _bucket(last, before, kind)]), 0, 0
+        while place > 0 and added < RECENT_PLACES and looked < MOST_LOOKED_AT:
+            looked += 1
             if tokens[place - 1] == last and (kind == 0 or tokens[place - 2] == before):
                 length, hole = match_length(tokens, place, tail, 1 + kind), found
                 while hole > 0 and lengths[hole - 1] < length:

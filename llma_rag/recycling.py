@@ -20,15 +20,19 @@ GROWTH = 4_096
 """Least token ids by which the table of rows grows."""
 
 
+BEFORE, AFTER = 0, 1
+"""Kinds of links between rows."""
+
+
 class Successors(NamedTuple):
     """Successors of tokens, as arrays.
 
     Attributes:
         rows: [token ids] row of each token, counted from 1; 0 for none.
-        table: [rows + 1, width] successors, best first; row 0 is scratch.
+        table: [rows + 1, width] successors, best first; row 0 stays empty.
         counts: [rows + 1] how many each row holds.
         owners: [rows + 1] token of each row.
-        seen: [rows + 1] when each row was written last, by a clock that stands in row 0.
+        links: [2, rows + 1] the row written before each, and after it: a ring through row 0.
         used: [1] rows in use.
     """
 
@@ -36,15 +40,16 @@ class Successors(NamedTuple):
     table: Ints
     counts: Ints
     owners: Ints
-    seen: Longs
+    links: Ints
     used: Longs
 
 
 class Recycler:
     """Bounded table from a token to its latest best successors.
 
-    One instance belongs to one model. It holds no order of tokens beyond pairs, but pairs of one
-    request are drafted in the next: give every tenant its own where that is not wanted.
+    One instance belongs to one model, and is not locked: the decoder's worker thread alone uses it.
+    It holds no order of tokens beyond pairs, but pairs of one request are drafted in the next: give
+    every tenant its own where that is not wanted.
 
     Attributes:
         table: The arrays.
@@ -112,7 +117,7 @@ def empty(width: int = WIDTH, max_tokens: int = 0) -> Successors:
         table=np.zeros((max_tokens + 1, width), np.int32),
         counts=np.zeros(max_tokens + 1, np.int32),
         owners=np.zeros(max_tokens + 1, np.int32),
-        seen=np.zeros(max_tokens + 1, np.int64),
+        links=np.tile(np.arange(max_tokens + 1, dtype=np.int32), (2, 1)),
         used=np.zeros(1, np.int64),
     )
 
@@ -133,7 +138,7 @@ def _observe(successors: Successors, tokens: Longs, best: Longs, banned: Ints) -
     if largest >= len(successors.rows):
         return largest + 1 - len(successors.rows)
     for place in range(len(tokens)):
-        if not _holds(banned, tokens[place]):
+        if tokens[place] >= 0 and not _holds(banned, tokens[place]):
             _put(successors, _row_for(successors, tokens[place]), best[place], banned)
     return 0
 
@@ -147,7 +152,7 @@ def _row_for(successors: Successors, token: int) -> int:
             successors.used[0] += 1
             row = successors.used[0]
         else:
-            row = 1 + int(np.argmin(successors.seen[1:]))
+            row = successors.links[AFTER, 0]  # the first that was written behind row 0
             successors.rows[successors.owners[row]] = 0
         successors.rows[token], successors.owners[row] = row, token
         successors.counts[row] = 0
@@ -169,8 +174,17 @@ def _put(successors: Successors, row: int, best: Longs, banned: Ints) -> None:
             table[row, count] = token
             count += 1
     counts[row] = count
-    successors.seen[0] += 1
-    successors.seen[row] = successors.seen[0]
+    _move_to_end(successors.links, row)
+
+
+@compiled
+def _move_to_end(links: Ints, row: int) -> None:
+    """Note that a row was written last; new ones are linked to themselves."""
+    before, after = links[BEFORE, row], links[AFTER, row]
+    links[AFTER, before], links[BEFORE, after] = after, before
+    last = links[BEFORE, 0]
+    links[BEFORE, row], links[AFTER, row] = last, 0
+    links[AFTER, last] = links[BEFORE, 0] = row
 
 
 @compiled

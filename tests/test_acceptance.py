@@ -1,9 +1,12 @@
 """The model of acceptance, the cost curve and the recycler."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llma_rag.acceptance import (
     FAR,
@@ -148,3 +151,27 @@ def test_every_offer_is_learned_from():
     assert len(drafter.draft([1, 5], 1)) == 1
     drafter.draft([1, 5, 12], 1)
     assert [int(np.sign(weight)) for weight in ranks] == [-1, 1, *[-1] * 5, 0]
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(-1, 9), st.lists(st.integers(0, 9), unique=True)), max_size=40),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_recycler_is_a_bounded_table_of_latest_successors(width, most, seen):
+    recycler = Recycler(width=width, max_tokens=most, banned_tokens={2, 9})
+    table: OrderedDict[int, list[int]] = OrderedDict()
+    for token, best in seen:
+        recycler.observe([token], np.array([best], int).reshape(1, -1))
+        if token in (-1, 2, 9):
+            continue
+        kept = [other for other in best if other not in (2, 9)]
+        kept += [other for other in table.pop(token, []) if other not in kept]
+        table[token] = kept[:width]
+        if len(table) > most:
+            table.popitem(last=False)
+        assert len(recycler) == len(table)
+        assert {known: list(recycler.successors(known)) for known in range(10)} == {
+            known: table.get(known, []) for known in range(10)
+        }

@@ -8,9 +8,10 @@ import torch
 
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
-from llma_rag.engine.calibration import SWITCH, Calibration, cache_folder, calibrate, measure
+from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
 from llma_rag.engine.machine import processor
 from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.folders import cache_folder
 from tests.models import tiny_model
 
 
@@ -71,7 +72,7 @@ def test_another_model_is_measured_again(runner: CountingRunner) -> None:
     other = CountingRunner(tiny_model("mistral"))
     calibrate(other)
     assert other.passes > 0
-    assert len(list(cache_folder().glob("*.json"))) == 2
+    assert len(list(cache_folder("calibration").glob("*.json"))) == 2
 
 
 def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
@@ -94,7 +95,7 @@ def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
 )
 def test_a_spoilt_file_is_measured_again(runner: CountingRunner, content: str) -> None:
     first = calibrate(runner)
-    (file,) = cache_folder().glob("*.json")
+    (file,) = cache_folder("calibration").glob("*.json")
     file.write_text(content)
     assert calibrate(runner) == first
     assert json.loads(file.read_text())["format"] == calibration.FORMAT

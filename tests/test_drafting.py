@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numba import njit
 
+from llma_rag import drafting, recycling
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.budget import LEAST_PROBABILITY
-from llma_rag.compiled import compiled, forget_what_may_be_stale
+from llma_rag.compiled import KEPT, compiled, folder_for
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Draft, ReferenceDrafter
 from llma_rag.places import Place
@@ -207,17 +207,42 @@ def test_a_run_ends_where_a_recycled_token_is_more_probable(branching):
     assert drafter.draft([1, 5], 3).tokens == (6, 7, 8)
 
 
-def drafted_by_chance(seed: int) -> list[Any]:
+class Guarded(np.ndarray):
+    """An array without numpy's meaning of negative indices: compiled code would read elsewhere."""
+
+    def __getitem__(self, place: Any) -> Any:
+        return super().__getitem__(checked(place))
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        super().__setitem__(checked(place), value)
+
+
+def checked(place: Any) -> Any:
+    for one in place if isinstance(place, tuple) else (place,):
+        if not isinstance(one, slice) and one < 0:
+            raise IndexError(f"negative index {one}")
+    return place
+
+
+def guarded(arrays: Any) -> Any:
+    """Return a named tuple of arrays as guarded ones."""
+    return arrays._make(one.view(Guarded) for one in arrays)
+
+
+def drafted_by_chance(seed: int, guard: bool = False) -> list[Any]:
     """Draft along a random answer in some setting; return every draft and what was learned."""
     chance = random.Random(seed)
+    long = seed % 10 == 0
+    kinds = 3_000 if seed % 20 == 0 else 6
 
     def text(size: int) -> list[int]:
-        return [chance.randrange(6) for _ in range(size)]
+        return [chance.randrange(kinds) for _ in range(size)]
 
-    model, recycler = opinionated(seed), Recycler(width=3, max_tokens=3, banned_tokens=[4])
-    prompt, answer = text(20), text(60)
+    width = chance.choice([3, 8, 12])
+    recycler = Recycler(width=width, max_tokens=chance.choice([3, 99]), banned_tokens=[4])
+    model, prompt, answer = opinionated(seed), text(20), text(1_300 if long else 60)
     drafter = ReferenceDrafter(
-        [text(40), [], answer[10:30], [5] * 30],
+        [text(chance.choice([40, 900])), [], answer[10:30], [5] * 30],
         prompt,
         max_draft_tokens=chance.choice([0, 1, 12, 64]),
         max_depth=chance.choice([1, 9, 64]),
@@ -230,22 +255,29 @@ def drafted_by_chance(seed: int) -> list[Any]:
         earlier=[answer[:20]],
         repeats=[answer[5:]],
     )
+    if guard:
+        drafter._tree, drafter._copies = guarded(drafter._tree), guarded(drafter._copies)
+        drafter._bearings = guarded(drafter._bearings)
     found: list[Any] = []
     context = list(prompt)
     while answer:
+        if guard:
+            drafter.index.texts = guarded(drafter.index.texts)
+            recycler.table = guarded(recycler.table)
         draft = drafter.draft(context, chance.choice([0, 3, 64]))
         found.append([draft.tokens, draft.parents, list(draft.places), draft.probabilities])
-        new = [answer.pop(0) for _ in range(min(len(answer), chance.randint(1, 5)))]
+        size = chance.choice([1, 2, 5, 90 if long else 3])
+        new, answer = answer[:size], answer[size:]
         recycler.observe(context[-1:] + new[:-1], np.array([new, text(len(new))]).T)
         context += new
     return [found, model.weights.tolist()]
 
 
 def test_compiled_drafts_are_those_of_python() -> None:
-    """Without the compiler numpy checks every index, too."""
+    """Without the compiler every index is checked, too."""
     script = (
         "import json, sys; from tests.test_drafting import drafted_by_chance as drafted; "
-        f"json.dump([drafted(seed) for seed in range({SEEDS})], sys.stdout)"
+        f"json.dump([drafted(seed, guard=True) for seed in range({SEEDS})], sys.stdout)"
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
@@ -258,24 +290,8 @@ def test_compiled_drafts_are_those_of_python() -> None:
     wanted = json.loads(json.dumps([drafted_by_chance(seed) for seed in range(SEEDS)]))
     assert rounded(json.loads(found.stdout)) == rounded(wanted)
     assert sum(len(draft[0]) for drafts, _ in wanted for draft in drafts) > 10 * SEEDS
-
-
-def test_functions_are_compiled_where_nothing_can_be_kept() -> None:
-    made: dict[str, Any] = {}
-    exec("def doubled(number): return 2 * number", made)  # no file, so no folder to keep it in
-    with pytest.raises(RuntimeError, match="cannot cache"):
-        njit(cache=True)(made["doubled"])
-    assert compiled(made["doubled"])(21) == 42
-
-
-def test_functions_are_compiled_anew_when_any_source_changed(tmp_path: Path) -> None:
-    kept = tmp_path / "__pycache__"
-    kept.mkdir()
-    for number, name in enumerate(("__pycache__/old.nbi", "one.py", "__pycache__/new.nbc")):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (number, number))
-    forget_what_may_be_stale(tmp_path)
-    assert [file.name for file in kept.iterdir()] == ["new.nbc"]
+    # In no setting anything else was compiled than what is compiled at load.
+    assert [len(step.signatures) for step in (drafting._step, recycling._observe)] == [1, 1]
 
 
 def rounded(found: Any) -> Any:
@@ -283,3 +299,31 @@ def rounded(found: Any) -> Any:
     if isinstance(found, list):
         return [rounded(one) for one in found]
     return round(found, 9) if isinstance(found, float) else found
+
+
+def test_what_was_compiled_is_kept_apart_for_every_version(tmp_path: Path) -> None:
+    package, base = tmp_path / "package", tmp_path / "base"
+    package.mkdir()
+    found = []
+    for number in range(KEPT + 2):
+        (package / "one.py").write_text(f"@compiled\ndef one(): return {number}\n")
+        folder = folder_for(package, base)
+        assert folder is not None
+        assert folder.parent == base
+        os.utime(folder, (number, number))
+        assert folder_for(package, base) == folder
+        found.append(folder)
+    (package / "other.py").write_text("not compiled")
+    assert folder_for(package, base) == found[-1]
+    assert {*base.iterdir()} == {*found[-KEPT:]}
+
+
+def test_functions_are_compiled_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "one.py").write_text("@compiled\ndef one(): ...\n")
+    assert folder_for(tmp_path, tmp_path / "file" / "folder") is None
+    assert folder_for(tmp_path / "no_sources", tmp_path) is None
+    monkeypatch.setattr("llma_rag.compiled.FOLDER", None)
+    assert compiled(lambda number: 2 * number)(21) == 42

@@ -21,6 +21,7 @@ from llma_rag.engine.memory import SlabMemory
 from llma_rag.engine.progress import progress
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner
+from llma_rag.folders import cache_folder
 
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
@@ -78,12 +79,12 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
 
     Args:
         runner: Measured with its own attention, weights and widths.
-        folder: Where files are kept; None for `cache_folder()`.
+        folder: Where files are kept; None for `cache_folder("calibration")`.
     """
     switch = os.environ.get(SWITCH, "")
     if switch == "off" or not _is_worth_it(runner.model):
         return Calibration({})
-    file = (folder or cache_folder()) / f"{_key(runner)}.json"
+    file = (folder or cache_folder("calibration")) / f"{_key(runner)}.json"
     known = None if switch == "refresh" else _read(file)
     if known is None:
         known = measure(runner)
@@ -145,12 +146,6 @@ def _branching(timer: _Timer, row: Row, rounds: int) -> float:
     ]
     chained, branched = (min(of) for of in zip(*times, strict=True))
     return float(max(0.0, branched - chained))
-
-
-def cache_folder() -> Path:
-    """Return where measurements are kept: `$XDG_CACHE_HOME/llma-rag`, else `~/.cache/llma-rag`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "llma-rag" / "calibration"
 
 
 def _is_worth_it(model: PreTrainedModel) -> bool:

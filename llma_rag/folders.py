@@ -1,0 +1,10 @@
+"""Name the folder for what can be made again."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` in `$XDG_CACHE_HOME/llma-rag`, else `~/.cache/llma-rag`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llma-rag" / name
