@@ -36,7 +36,7 @@ def note_copy(bearings: Bearings, tree: Tree, node: int, depth: int, rest: int) 
     """Note that the copies down to a node were accepted, and that `rest` tokens came instead.
 
     Args:
-        bearings: Change.
+        bearings: Receive it.
         tree: The draft.
         node: The last node that was right, `ROOT` if none was.
         depth: Tokens from the root to it.

@@ -69,7 +69,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function at its first call; the outcome is kept on disk for later processes.
 
     Functions become parts of those that call them: numba counts references of every array that is
-    passed between functions, which took a third of a draft.
+    passed between functions, which takes longer than most of them.
     """
     before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(FOLDER or "")
     try:

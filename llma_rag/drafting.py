@@ -17,7 +17,7 @@ from llma_rag.expansion import grow_tree
 from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
 from llma_rag.learning import learn
 from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, Longs, append, find_places
-from llma_rag.outlook import Copies, Sources, no_copies
+from llma_rag.outlook import Offers, Sources, no_offers
 from llma_rag.places import Place, Places, Regions
 from llma_rag.recycling import Recycler, empty
 from llma_rag.tree import MAX_PLACES, Tree, clear, tree_for
@@ -169,7 +169,7 @@ class ReferenceDrafter:
         self._acceptance = acceptance or AcceptanceModel.shipped()
         self._lean = Lean()
         self._recycler = recycler
-        self._copies = no_copies()
+        self._offers = no_offers()
         self._tree = tree_for(max_draft_tokens)
         self._bearings = self._regions.bearings()
         self._seen = len(prompt)
@@ -195,7 +195,7 @@ class ReferenceDrafter:
         size = _step(
             self._sources(),
             self._tree,
-            self._copies,
+            self._offers,
             self._bearings,
             budget_of(nodes, self.max_depth, self._costs, self._gained / self._spent),
             np.array(context[-MAX_MATCH_LENGTH - new :], np.int64),
@@ -259,7 +259,7 @@ def compile_drafter() -> Iterator[None]:
 def _step(
     sources: Sources,
     tree: Tree,
-    copies: Copies,
+    offers: Offers,
     bearings: Bearings,
     budget: Budget,
     context: Longs,
@@ -272,7 +272,7 @@ def _step(
     Args:
         sources: What the request drafts from.
         tree: The last draft.
-        copies: Scratch.
+        offers: Scratch.
         bearings: Where the last copy was, and where which kind of text stands.
         budget: When the draft is complete.
         context: The end of the context: `MAX_MATCH_LENGTH` tokens and the new ones, or all.
@@ -285,7 +285,7 @@ def _step(
     """
     if new:
         fresh = context[len(context) - new :]
-        learn(sources, tree, copies, bearings, fresh)
+        learn(sources, tree, offers, bearings, fresh)
         for token in fresh:
             append(sources.texts, token)
     tail, last = context[max(0, len(context) - MAX_MATCH_LENGTH) :], context[-1]
@@ -300,9 +300,9 @@ def _step(
     take_bearings(bearings, tree.places, found)
     clear(tree, found)
     if branching:
-        grow_tree(sources, tree, budget, last, copies)
+        grow_tree(sources, tree, budget, last, offers)
     else:
-        grow_chain(sources, tree, budget, last, copies)
+        grow_chain(sources, tree, budget, last, offers)
     size = best_size(budget, tree.paths[: tree.size[0]])
     tree.size[0] = size
     return size

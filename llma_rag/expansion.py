@@ -4,31 +4,22 @@ from heapq import heappop, heappush
 
 from llma_rag.budget import Budget, pays
 from llma_rag.compiled import compiled, varying
-from llma_rag.matching import may_copy
-from llma_rag.outlook import (
-    Copies,
-    Sources,
-    chance_of,
-    follow,
-    is_copied,
-    look_up,
-    recycled_chance,
-)
-from llma_rag.tree import RECYCLED, ROOT, Tree, add
+from llma_rag.outlook import MAX_OFFERS, Offers, Sources, offer
+from llma_rag.tree import ROOT, Tree, add
 
 Entry = tuple[float, int, int, int, int, int, int, int]
 """Negated probability, number, token, parent, depth, begin and end in the pool, position."""
 
 
 @compiled
-def grow_tree(sources: Sources, tree: Tree, budget: Budget, last: int, copies: Copies) -> None:
+def grow_tree(sources: Sources, tree: Tree, budget: Budget, last: int, offers: Offers) -> None:
     """Draft what the tree's places and successors of `last`, the context's last token, foretell."""
     node, depth, path, gain = varying(ROOT), varying(0), 1.0, 0.0
     heap = [(path, node, last, node, depth, node, node, node)]
     heap.pop()
     while tree.size[0] < budget.nodes:
         if depth < budget.depth:
-            _expand(sources, tree, budget, copies, heap, node, depth, path, last)
+            _expand(sources, tree, budget, offers, heap, node, depth, path, last)
         if not heap:
             return
         least, _, last, parent, depth, begin, end, position = heappop(heap)
@@ -44,7 +35,7 @@ def _expand(
     sources: Sources,
     tree: Tree,
     budget: Budget,
-    copies: Copies,
+    offers: Offers,
     heap: list[Entry],
     node: int,
     depth: int,
@@ -52,23 +43,12 @@ def _expand(
     last: int,
 ) -> None:
     """Offer what may follow a node to the heap."""
-    look_up(sources, tree, node, last)
-    count = follow(sources, tree, node, depth, copies)
-    # Among equals the copies of a node come first, and nodes in the order of their drafting.
-    order = (node + 1) * len(tree.pool)
-    for copy in range(count):
-        likely = path * chance_of(sources, tree, node, depth, copies, copy)
+    # Among equals the offers of a node keep their order, and nodes that of their drafting.
+    first = (node + 1) * MAX_OFFERS
+    for number in range(offer(sources, tree, node, depth, last, offers)):
+        likely = path * offers.chances[number]
         if likely > budget.least:
-            begin, end = copies.spans[copy, 0], copies.spans[copy, 1]
-            position = tree.places[0, tree.pool[begin]] + depth
-            token = copies.tokens[copy]
-            order += 1
-            heappush(heap, (-likely, order, token, node, depth + 1, begin, end, position))
-    for rank in range(tree.counts[node + 1]):
-        token = tree.successors[node + 1, rank]
-        if is_copied(copies, count, token) or not may_copy(sources.texts, token):
-            continue
-        likely = path * recycled_chance(sources, tree, node, depth, rank)
-        if likely > budget.least:
-            order += 1
-            heappush(heap, (-likely, order, token, node, depth + 1, 0, 0, RECYCLED))
+            token, position = offers.tokens[number], offers.positions[number]
+            begin, end = offers.spans[number, 0], offers.spans[number, 1]
+            entry = (-likely, first + number, token, node, depth + 1, begin, end, position)
+            heappush(heap, entry)

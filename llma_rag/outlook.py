@@ -14,9 +14,12 @@ from llma_rag.acceptance import (
     recycled_evidence,
 )
 from llma_rag.compiled import compiled, varying
-from llma_rag.matching import MAX_MATCH_LENGTH, NO_TOKEN, Longs, Texts
+from llma_rag.matching import MAX_MATCH_LENGTH, NO_TOKEN, Longs, Texts, may_copy
 from llma_rag.recycling import Successors, row_of
-from llma_rag.tree import MAX_PLACES, Tree
+from llma_rag.tree import MAX_PLACES, RECYCLED, Tree
+
+MAX_OFFERS = MAX_PLACES + RECYCLED_RANKS
+"""Most tokens that may follow a node."""
 
 
 class Sources(NamedTuple):
@@ -37,31 +40,70 @@ class Sources(NamedTuple):
     lean: Floats
 
 
-class Copies(NamedTuple):
-    """The copied tokens that may follow one node, in order of their first places.
+class Offers(NamedTuple):
+    """The tokens that may follow one node: copied ones by their first places, then recycled ones.
 
     Attributes:
-        tokens: [MAX_PLACES] the tokens.
-        spans: [MAX_PLACES, 2] the run of the tree's pool with the places of each.
+        tokens: [MAX_OFFERS] the tokens.
+        spans: [MAX_OFFERS, 2] the run of the tree's pool with the places of each.
+        positions: [MAX_OFFERS] where each token stands, `RECYCLED` where no text gives it.
+        chances: [MAX_OFFERS] how probable each is if the node is right.
         number: [MAX_PLACES] scratch: which of the copies each place of the node belongs to.
     """
 
     tokens: Longs
     spans: Longs
+    positions: Longs
+    chances: Floats
     number: Longs
 
 
-def no_copies() -> Copies:
-    """Return room for copies."""
-    return Copies(
-        np.empty(MAX_PLACES, np.int64),
-        np.empty((MAX_PLACES, 2), np.int64),
+def no_offers() -> Offers:
+    """Return room for offers."""
+    return Offers(
+        np.empty(MAX_OFFERS, np.int64),
+        np.empty((MAX_OFFERS, 2), np.int64),
+        np.empty(MAX_OFFERS, np.int64),
+        np.empty(MAX_OFFERS, np.float64),
         np.empty(MAX_PLACES, np.int64),
     )
 
 
 @compiled
-def look_up(sources: Sources, tree: Tree, node: int, last: int) -> None:
+def offer(sources: Sources, tree: Tree, node: int, depth: int, last: int, offers: Offers) -> int:
+    """Find what may be drafted behind a node.
+
+    Args:
+        sources: What the request drafts from.
+        tree: The draft so far; remembers the recycled successors that are looked up.
+        node: The node, `ROOT` for the end of the context.
+        depth: Tokens from the root to it.
+        last: The node's token.
+        offers: Receives the tokens.
+
+    Returns:
+        How many there are.
+    """
+    _look_up(sources, tree, node, last)
+    copied = follow(sources, tree, node, depth, offers)
+    for number in range(copied):
+        evidence = evidence_of(sources, tree, node, depth, offers, number)
+        offers.chances[number] = probability(sources.weights, sources.lean, evidence)
+        offers.positions[number] = tree.places[0, tree.pool[offers.spans[number, 0]]] + depth
+    count = copied
+    for rank in range(tree.counts[node + 1]):
+        token = tree.successors[node + 1, rank]
+        if not is_copied(offers, copied, token) and may_copy(sources.texts, token):
+            recycled = recycled_evidence(rank, depth, longest(tree, node, depth))
+            offers.chances[count] = probability(sources.weights, sources.lean, recycled)
+            offers.tokens[count], offers.positions[count] = token, RECYCLED
+            offers.spans[count, 0] = offers.spans[count, 1] = 0
+            count += 1
+    return count
+
+
+@compiled
+def _look_up(sources: Sources, tree: Tree, node: int, last: int) -> None:
     """Note the recycled successors of a node's token `last`."""
     row = row_of(sources.recycled, last)
     count = min(RECYCLED_RANKS, sources.recycled.counts[row])
@@ -71,7 +113,7 @@ def look_up(sources: Sources, tree: Tree, node: int, last: int) -> None:
 
 
 @compiled
-def follow(sources: Sources, tree: Tree, node: int, depth: int, copies: Copies) -> int:
+def follow(sources: Sources, tree: Tree, node: int, depth: int, offers: Offers) -> int:
     """Group a node's places by the token that follows them, in runs at the end of the pool.
 
     Args:
@@ -79,12 +121,12 @@ def follow(sources: Sources, tree: Tree, node: int, depth: int, copies: Copies) 
         tree: The draft so far.
         node: The node, `ROOT` for the end of the context.
         depth: Tokens from the root to it.
-        copies: Receives the copied tokens.
+        offers: Receives the copied tokens.
 
     Returns:
         How many there are.
     """
-    texts, pool, spans = sources.texts, tree.pool, copies.spans
+    texts, pool, spans = sources.texts, tree.pool, offers.spans
     begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
     count = varying(0)
     for place in range(begin, end):
@@ -93,21 +135,21 @@ def follow(sources: Sources, tree: Tree, node: int, depth: int, copies: Copies) 
         number = -1
         if token != NO_TOKEN:
             number = 0
-            while number < count and copies.tokens[number] != token:
+            while number < count and offers.tokens[number] != token:
                 number += 1
             if number == count:
-                copies.tokens[count] = token
+                offers.tokens[count] = token
                 spans[count, 1] = 0
                 count += 1
             spans[number, 1] += 1
-        copies.number[place - begin] = number
+        offers.number[place - begin] = number
     used = tree.size[1]
     for number in range(count):
         size = spans[number, 1]
         spans[number, 0] = spans[number, 1] = used
         used += size
     for place in range(begin, end):
-        number = copies.number[place - begin]
+        number = offers.number[place - begin]
         if number >= 0:
             pool[spans[number, 1]] = pool[place]
             spans[number, 1] += 1
@@ -117,15 +159,15 @@ def follow(sources: Sources, tree: Tree, node: int, depth: int, copies: Copies) 
 
 @compiled
 def evidence_of(
-    sources: Sources, tree: Tree, node: int, depth: int, copies: Copies, number: int
+    sources: Sources, tree: Tree, node: int, depth: int, offers: Offers, number: int
 ) -> Evidence:
     """Describe a copied token that may follow a node, one of those that `follow` found."""
     pool, places = tree.pool, tree.places
     begin, end = tree.spans[node + 1, 0], tree.spans[node + 1, 1]
-    first = pool[copies.spans[number, 0]]
+    first = pool[offers.spans[number, 0]]
     length, distance, source = places[1, first], places[2, first], places[3, first]
     votes, voters = varying(0), varying(0)
-    for place in range(copies.spans[number, 0], copies.spans[number, 1]):
+    for place in range(offers.spans[number, 0], offers.spans[number, 1]):
         votes += places[1, pool[place]] == length
         distance = min(distance, places[2, pool[place]])
     for place in range(begin, end):
@@ -138,34 +180,18 @@ def evidence_of(
         source,
         votes,
         voters,
-        copies.spans[number, 1] - copies.spans[number, 0],
+        offers.spans[number, 1] - offers.spans[number, 0],
         end - begin,
         places[1, pool[begin]] - length,
-        _rank(tree, node, copies.tokens[number]),
+        _rank(tree, node, offers.tokens[number]),
     )
 
 
 @compiled
-def chance_of(
-    sources: Sources, tree: Tree, node: int, depth: int, copies: Copies, number: int
-) -> float:
-    """Return how probable a copied token is, one of those that `follow` found."""
-    evidence = evidence_of(sources, tree, node, depth, copies, number)
-    return probability(sources.weights, sources.lean, evidence)
-
-
-@compiled
-def recycled_chance(sources: Sources, tree: Tree, node: int, depth: int, rank: int) -> float:
-    """Return how probable a recycled successor of a node is that is not copied there."""
-    evidence = recycled_evidence(rank, depth, longest(tree, node, depth))
-    return probability(sources.weights, sources.lean, evidence)
-
-
-@compiled
-def is_copied(copies: Copies, count: int, token: int) -> bool:
-    """Return whether a token is among the first `count` copies."""
+def is_copied(offers: Offers, count: int, token: int) -> bool:
+    """Return whether a token is among the first `count` offers."""
     number = 0
-    while number < count and copies.tokens[number] != token:
+    while number < count and offers.tokens[number] != token:
         number += 1
     return number < count
 

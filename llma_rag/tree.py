@@ -34,7 +34,7 @@ class Tree(NamedTuple):
         spans: [nodes + 1, 2] the run of `pool` that holds the path to a node: begin and end.
         successors: [nodes + 1, RECYCLED_RANKS] recycled successors that were looked up.
         counts: [nodes + 1] how many these are; -1 where a node's successors were not asked for.
-        size: [3] nodes, numbers in the pool, places.
+        size: [2] nodes, and numbers in the pool.
     """
 
     tokens: Longs
@@ -62,14 +62,14 @@ def tree_for(nodes: int) -> Tree:
         spans=np.zeros((nodes + 1, 2), np.int64),
         successors=np.empty((nodes + 1, RECYCLED_RANKS), np.int64),
         counts=np.full(nodes + 1, -1, np.int64),
-        size=np.zeros(3, np.int64),
+        size=np.zeros(2, np.int64),
     )
 
 
 @compiled
 def clear(tree: Tree, places: int) -> None:
     """Empty a tree whose `places` hold so many places."""
-    tree.size[0], tree.size[1], tree.size[2] = 0, places, places
+    tree.size[0], tree.size[1] = 0, places
     for number in range(places):
         tree.pool[number] = number
     tree.spans[0, 0], tree.spans[0, 1] = 0, places

@@ -164,7 +164,7 @@ def test_a_smaller_tree_is_the_best_of_a_larger_one(reference, prompt, successor
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=8),
     st.lists(st.integers(0, 3), min_size=1, max_size=7),
-    lists_of_successors(1),
+    lists_of_successors(3),
     st.integers(0, 99),
 )
 @settings(max_examples=300, deadline=None)
@@ -256,7 +256,7 @@ def drafted_by_chance(seed: int, guard: bool = False) -> list[Any]:
         repeats=[answer[5:]],
     )
     if guard:
-        drafter._tree, drafter._copies = guarded(drafter._tree), guarded(drafter._copies)
+        drafter._tree, drafter._offers = guarded(drafter._tree), guarded(drafter._offers)
         drafter._bearings = guarded(drafter._bearings)
     found: list[Any] = []
     context = list(prompt)
