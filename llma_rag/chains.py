@@ -12,7 +12,7 @@ def grow_chain(sources: Sources, tree: Tree, budget: Budget, last: int, offers: 
     node, path, gain = varying(ROOT), 1.0, 0.0
     for depth in range(min(budget.nodes, budget.depth)):
         best, likeliest = -1, 0.0
-        for number in range(offer(sources, tree, node, depth, last, offers)):
+        for number in range(offer(sources, tree, node, depth, last, varying(1), offers)):
             if offers.chances[number] > likeliest:
                 best, likeliest = number, offers.chances[number]
         path *= likeliest

@@ -2,6 +2,7 @@
 
 from heapq import heappop, heappush
 
+from llma_rag.acceptance import RECYCLED_RANKS
 from llma_rag.budget import Budget, pays
 from llma_rag.compiled import compiled, varying
 from llma_rag.outlook import MAX_OFFERS, Offers, Sources, offer
@@ -45,7 +46,8 @@ def _expand(
     """Offer what may follow a node to the heap."""
     # Among equals the offers of a node keep their order, and nodes that of their drafting.
     first = (node + 1) * MAX_OFFERS
-    for number in range(offer(sources, tree, node, depth, last, offers)):
+    count = offer(sources, tree, node, depth, last, varying(RECYCLED_RANKS), offers)
+    for number in range(count):
         likely = path * offers.chances[number]
         if likely > budget.least:
             token, position = offers.tokens[number], offers.positions[number]

@@ -70,7 +70,9 @@ def no_offers() -> Offers:
 
 
 @compiled
-def offer(sources: Sources, tree: Tree, node: int, depth: int, last: int, offers: Offers) -> int:
+def offer(
+    sources: Sources, tree: Tree, node: int, depth: int, last: int, recycled: int, offers: Offers
+) -> int:
     """Find what may be drafted behind a node.
 
     Args:
@@ -79,6 +81,7 @@ def offer(sources: Sources, tree: Tree, node: int, depth: int, last: int, offers
         node: The node, `ROOT` for the end of the context.
         depth: Tokens from the root to it.
         last: The node's token.
+        recycled: Most recycled tokens that are offered, best first.
         offers: Receives the tokens.
 
     Returns:
@@ -93,9 +96,11 @@ def offer(sources: Sources, tree: Tree, node: int, depth: int, last: int, offers
     count = copied
     for rank in range(tree.counts[node + 1]):
         token = tree.successors[node + 1, rank]
+        if count - copied == recycled:
+            break
         if not is_copied(offers, copied, token) and may_copy(sources.texts, token):
-            recycled = recycled_evidence(rank, depth, longest(tree, node, depth))
-            offers.chances[count] = probability(sources.weights, sources.lean, recycled)
+            known = recycled_evidence(rank, depth, longest(tree, node, depth))
+            offers.chances[count] = probability(sources.weights, sources.lean, known)
             offers.tokens[count], offers.positions[count] = token, RECYCLED
             offers.spans[count, 0] = offers.spans[count, 1] = 0
             count += 1

@@ -164,7 +164,7 @@ def test_a_smaller_tree_is_the_best_of_a_larger_one(reference, prompt, successor
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=8),
     st.lists(st.integers(0, 3), min_size=1, max_size=7),
-    lists_of_successors(3),
+    lists_of_successors(1),
     st.integers(0, 99),
 )
 @settings(max_examples=300, deadline=None)
