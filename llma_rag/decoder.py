@@ -183,6 +183,11 @@ class Decoder:
         return self._runner
 
     @property
+    def loop(self) -> Loop:
+        """What decodes requests now, one pass after the other; for measurements."""
+        return self._loop
+
+    @property
     def exactness(self) -> str:
         """What holds here: "bitwise", "argmax", or "off" where nothing is drafted."""
         if self._runner.verdict.exactness == "off":

@@ -13,12 +13,18 @@ from llma_rag.drafters import Drafters, Drafting
 from llma_rag.drafting import Draft
 from llma_rag.encoding import encode_prompt
 from llma_rag.engine.options import Settings, resolve
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.prefixes import CHUNK, PrefixCache
 from llma_rag.engine.processors import build_processors
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.grammar import Grammar, GrammarCompiler
 from llma_rag.provenance import joined
-from llma_rag.result import ContextOverflowError, GenerationOptions, GenerationRequest
+from llma_rag.result import (
+    ContextOverflowError,
+    GenerationChunk,
+    GenerationOptions,
+    GenerationRequest,
+)
 from llma_rag.sampling import Choose, Chooser, fresh_seed, likeliest
 from llma_rag.stopping import Criteria
 from llma_rag.task import Counts, Task
@@ -61,25 +67,31 @@ class Loop:
     def decode(self, request: GenerationRequest) -> Decoding:
         """Decode one request: yields the passes it needs and the text it completes."""
         task = self._task(request)
+        try:
+            if task.answer.remaining > 0:
+                yield from self._decode(task)
+        finally:
+            task.row.release()
+        return task.result()
+
+    def _decode(self, task: Task) -> Generator[Pass | GenerationChunk, Any, None]:
         context, answer = task.context, task.answer
-        if answer.remaining <= 0:
-            return task.result()
         pending: Sequence[int] = tuple(context)
         if self._prefixes is not None:
             pending = yield from self._all_but_last_chunk(self._prefixes, task)
         draft = Draft()
         while True:
-            step, logits = yield from _run(Pass(task.row, pending, draft.tokens, draft.parents))
-            nodes = _commit(step, draft, task.chooser.over(logits, context), task)
+            step, outcome = yield from _run(Pass(task.row, pending, draft.tokens, draft.parents))
+            nodes = _commit(step, draft, task.chooser.over(outcome, context), task)
             task.counts.add(step, len(nodes))
             chunk = answer.next_chunk()
             if chunk is not None:
                 yield chunk
             if answer.finish_reason is not None:
                 self._drafters.store(task)
-                return task.result()
+                return
             self._runner.keep(step, nodes)
-            _recycle(step, nodes, logits, task)
+            _recycle(step, nodes, outcome, task)
             pending = context[-1:]
             draft = self._draft(task)
 
@@ -195,7 +207,7 @@ class Loop:
         return task.grammar.draft(task.context, copied, budget)
 
 
-def _recycle(step: Pass, nodes: Sequence[int], logits: torch.Tensor, task: Task) -> None:
+def _recycle(step: Pass, nodes: Sequence[int], outcome: Outcome, task: Task) -> None:
     """Remember the likeliest tokens behind those of a pass; accepted ones count last."""
     recycler = task.experience.recycler
     if recycler is None or not task.request.draft:
@@ -203,7 +215,9 @@ def _recycle(step: Pass, nodes: Sequence[int], logits: torch.Tensor, task: Task)
     refused = set(range(len(step.drafted))).difference(nodes)
     order = [*(1 + node for node in sorted(refused)), 0, *(1 + node for node in nodes)]
     tokens = (step.committed[-1], *step.drafted)
-    recycler.observe([tokens[row] for row in order], likeliest(logits, recycler.width)[order])
+    recycler.observe(
+        [tokens[row] for row in order], likeliest(outcome.logits, recycler.width)[order]
+    )
 
 
 def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:
@@ -223,7 +237,7 @@ def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:
     return nodes
 
 
-def _run(step: Pass) -> Generator[Any, Any, tuple[Pass, torch.Tensor]]:
+def _run(step: Pass) -> Generator[Any, Any, tuple[Pass, Outcome]]:
     """Ask for a pass; where memory runs out, ask again with half of the draft."""
     while True:
         try:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from llma_rag.engine.outcome import Outcome, usable
 from llma_rag.engine.processors import Processor
-from llma_rag.engine.step import usable
 from llma_rag.result import NonFiniteLogitsError
 
 NOISE_RANGE = 42.0
@@ -66,11 +66,11 @@ class Chooser:
         self._check_logits = check_logits
         self._ids: InputIds | None = None
 
-    def over(self, logits: torch.Tensor, context: Sequence[int]) -> Choose:
+    def over(self, outcome: Outcome, context: Sequence[int]) -> Choose:
         """Return a function that chooses the token behind a node of the pass.
 
         Args:
-            logits: [1 + draft nodes, vocabulary], of any floating dtype.
+            outcome: Of the pass.
             context: Prompt and answer; holds every committed token when the function is called.
 
         Raises:
@@ -79,8 +79,8 @@ class Chooser:
             ValueError: By the returned function, where the options forbid every token.
         """
         if not self._processors and self._seed is None:
-            return greedy(logits, context)
-        return self._processed(logits, context)
+            return greedy(outcome, context)
+        return self._processed(outcome.logits, context)
 
     def _processed(self, logits: torch.Tensor, context: Sequence[int]) -> Choose:
         is_usable = usable(logits).tolist() if self._check_logits else None
@@ -112,23 +112,22 @@ class Chooser:
         return int(tokens[np.argmax(values[tokens] + gumbel(self._seed, position, tokens))])
 
 
-def greedy(logits: torch.Tensor, context: Sequence[int]) -> Choose:
+def greedy(outcome: Outcome, context: Sequence[int]) -> Choose:
     """Return the likeliest token behind each draft node, with one transfer for all of them.
 
     Args:
-        logits: [1 + draft nodes, vocabulary], of any floating dtype.
+        outcome: Of the pass.
         context: Prompt and answer; its length is the position that errors name.
 
     Raises:
         NonFiniteLogitsError: By the returned function, where the logits of a node are no numbers.
     """
-    values = logits.float()
-    tokens, is_usable = torch.stack((values.argmax(-1), usable(values).long())).tolist()
+    tokens = outcome.likeliest()
 
     def choose(node: int) -> int:
-        if not is_usable[node + 1]:
+        if tokens[node + 1] < 0:
             raise NonFiniteLogitsError(len(context))
-        return int(tokens[node + 1])
+        return tokens[node + 1]
 
     return choose
 

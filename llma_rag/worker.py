@@ -8,15 +8,13 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Protocol
 
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass
 from llma_rag.engine.threads import release_idle_threads
 from llma_rag.result import GenerationChunk, GenerationResult
 
 MAX_ACTIVE = 8
 """Requests that are decoded in turns; further ones wait until one of them is done."""
-
-Outcome = object
-"""What a pass returned (logits); the worker does not look into it."""
 
 Decoding = Generator[Pass | GenerationChunk, Outcome, GenerationResult]
 """A request being decoded: yields passes to run and text to deliver, returns the result."""

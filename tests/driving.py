@@ -38,7 +38,7 @@ def decode(
     while True:
         found.passes += 1
         found.widest = max(found.widest, len(step.drafted) + len(step.committed) + len(row.owed))
-        logits = (run or runner.run)(step)
+        logits = (run or runner.logits)(step)
         nodes: list[int] = []
         choices = logits.argmax(-1).tolist()
         for choice in accepted(step.drafted, step.parents, lambda node, c=choices: c[node + 1]):

@@ -167,7 +167,7 @@ def test_T04_a_longer_row_does_not_rotate_a_shorter_one() -> None:
     long, short = ([5 + n % 60 for n in range(length)] for length in (60, SWITCH + 2))
     alone = decode(runner, short, 8)
     row = runner.open_row(80)
-    runner.run(Pass(row, long))
+    runner.logits(Pass(row, long))
     assert torch.equal(decode(runner, short, 8).logits, alone.logits)
 
 
@@ -200,7 +200,7 @@ def test_T05_a_snapshot_copies_recurrent_state_only(family: str) -> None:
     for length in (8, 80):
         row = runner.open_row(128)
         step = Pass(row, [4 + n % 50 for n in range(length)])
-        runner.run(step)
+        runner.logits(step)
         runner.keep(step, [])
         arguments = row.memory.open(0)
         sizes.append(Snapshot(arguments["past_key_values"]).copied_bytes)
@@ -250,7 +250,7 @@ def test_T07_the_runner_itself_limits_drafts_to_the_positions() -> None:
     runner = runner_of(model)
     row = runner.open_row(64)
     step = Pass(row, list(range(4, 64)))
-    runner.run(step)
+    runner.logits(step)
     runner.keep(step, [])
     assert runner.draft_limit(row) == 3, "60 kept, one committed, three drafted: 64 positions"
 

@@ -25,7 +25,7 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
 
     def run(committed: list[int], drafted: list[int], parents: list[int], kept: list[int]) -> None:
         step = Pass(row, committed, drafted, parents)
-        found.append(runner.run(step))
+        found.append(runner.logits(step))
         runner.keep(step, kept)
 
     run(ids[:30], [], [], [])

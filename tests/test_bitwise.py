@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llma_rag.engine import bitwise, captured
+from llma_rag.engine import bitwise, compiled_step
 from llma_rag.engine.bitwise import bitwise_runner, is_bitwise
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.fixed import FixedShape
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass, StepRunner
 from tests.models import VOCAB, tiny_model
 
@@ -40,7 +41,7 @@ def decode(runner: StepRunner, prompt: list[int], count: int, drafts: random.Ran
             if drafted and drafts.random() < 0.6:
                 drafted[drafts.randrange(len(drafted))] = drafts.randrange(4, VOCAB)
         step = Pass(row, pending, drafted, range(-1, len(drafted) - 1))
-        found = runner.run(step)
+        found = runner.logits(step)
         best = found.argmax(-1).tolist()
         right = 0
         while right < len(drafted) and drafted[right] == best[right]:
@@ -114,13 +115,13 @@ def test_the_self_test_refuses_what_is_not(what: str, monkeypatch: pytest.Monkey
     runner = StepRunner(tiny_model("llama-gqa"), fixed=None if what == "width" else SHAPE)
     original = StepRunner.run
 
-    def wrong(self: StepRunner, step: Pass) -> torch.Tensor:
-        logits = original(self, step).clone()
+    def wrong(self: StepRunner, step: Pass) -> Outcome:
+        logits = original(self, step).logits.clone()
         if what == "row":
             logits[3:] += 1e-6
         if what == "garbage":
             logits += 1e-7 * sum(step.drafted)
-        return logits
+        return Outcome(logits)
 
     monkeypatch.setattr(StepRunner, "run", wrong)
     assert not is_bitwise(runner)
@@ -143,11 +144,12 @@ def test_without_triton_steps_on_cuda_attend_by_sdpa(
     on_gpu = SimpleNamespace(
         config=config, device=torch.device("cuda"), named_parameters=model.named_parameters
     )
-    monkeypatch.setattr(captured, "find_spec", find)
+    monkeypatch.setattr(compiled_step, "find_spec", find)
     monkeypatch.setattr(bitwise, "CapturedSteps", lambda *_: "captured")
+    monkeypatch.setattr(bitwise, "CompiledStep", lambda *_: "compiled")
     runner = SimpleNamespace(model=on_gpu, verdict=SimpleNamespace(fast=True))
     ways = [*bitwise._ways(runner, 16)]
-    assert ways == (["captured", None] if has_triton else [None])
+    assert ways == ([["captured"], [None]] if has_triton else [[None]])
     assert looked_for == ["triton"]
 
 

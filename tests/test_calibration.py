@@ -10,6 +10,7 @@ from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
 from llma_rag.engine.machine import processor
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.folders import cache_folder
 from tests.models import tiny_model
@@ -21,7 +22,7 @@ class CountingRunner(StepRunner):
     passes = 0
     clock = 0.0
 
-    def run(self, step: Pass) -> torch.Tensor:
+    def run(self, step: Pass) -> Outcome:
         self.passes += 1
         CountingRunner.clock += 1.0 + 0.1 * len(step.drafted) * (step.row.length >= 100)
         CountingRunner.clock += 0.0 if step.is_chain else 0.25
@@ -133,7 +134,7 @@ def test_a_time_that_another_program_took_is_not_believed(
     left = {128: 2, 1024: 2}
     original = CountingRunner.run
 
-    def noisy(self: CountingRunner, step: Pass) -> torch.Tensor:
+    def noisy(self: CountingRunner, step: Pass) -> Outcome:
         begin, length = CountingRunner.clock, step.row.length
         found = original(self, step)
         if len(step.drafted) + 1 == disturbed and left.get(length, 0):

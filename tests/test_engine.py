@@ -60,13 +60,14 @@ def test_an_accepted_path_is_compacted(family: str, tree, seed: int, length: int
     )
     row = runner.open_row(64)
     step = Pass(row, prompt, drafted, parents)
-    runner.run(step)
+    runner.logits(step)
     runner.keep(step, path)
     expected = runner.open_row(64)
     kept = [*prompt, *(drafted[node] for node in path)]
     assert row.tokens == kept
     straight = Pass(expected, [*kept, *end])
-    assert torch.allclose(runner.run(Pass(row, end)), runner.run(straight), rtol=1e-4, atol=1e-4)
+    logits = runner.logits(Pass(row, end))
+    assert torch.allclose(logits, runner.logits(straight), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bloom", "mpt", "falcon_alibi", "gpt_neo", "lfm2"])
@@ -95,10 +96,10 @@ def test_a_pass_that_fails_at_any_layer_leaves_the_row_as_it_was(family: str) ->
             if step.drafted:
                 hook = layer.register_forward_pre_hook(fail)
                 with pytest.raises(torch.OutOfMemoryError):
-                    runner.run(step)
+                    runner.logits(step)
                 hook.remove()
                 failures += 1
-            return runner.run(step)
+            return runner.logits(step)
 
         source = random.Random(1)
         found = decode(runner, prompt, 10, random_chain(source, expected), run)
@@ -189,7 +190,7 @@ def test_T18_ragged_rows_of_one_slab_are_independent(family: str, rows: int) -> 
         logits = _ragged_pass(model, cache, ids)
         for row in range(rows):
             step = Pass(alone[row], ids[row][:1], ids[row][1:], range(-1, width - 2))
-            expected = single.run(step)
+            expected = single.logits(step)
             if row != poisoned or turn == 0:
                 assert torch.allclose(logits[row], expected, rtol=1e-4, atol=1e-4)
             accepted = source.randrange(width)
@@ -228,11 +229,11 @@ def test_T20_a_row_grows_beyond_its_reserve() -> None:
     roomy, tight = runner.open_row(2 * GROWTH), runner.open_row(1)
     for row in (roomy, tight):
         step = Pass(row, prompt)
-        runner.run(step)
+        runner.logits(step)
         runner.keep(step, [])
     for token in range(4, 34):
         steps = Pass(roomy, [token]), Pass(tight, [token])
-        logits = [runner.run(step) for step in steps]
+        logits = [runner.logits(step) for step in steps]
         assert torch.allclose(*logits, rtol=1e-4, atol=1e-4)
         for step in steps:
             runner.keep(step, [])
@@ -244,12 +245,12 @@ def test_a_snapshot_of_a_cache_puts_back_every_layer() -> None:
     runner = runner_of(model)
     row = runner.open_row(32)
     step = Pass(row, [10, 11, 12, 13, 14])
-    runner.run(step)
+    runner.logits(step)
     runner.keep(step, [])
     state = row.memory.open(0)["past_key_values"]
     before = copy.deepcopy(state)
     snapshot = Snapshot(state)
-    runner.run(Pass(row, [15, 16, 17]))
+    runner.logits(Pass(row, [15, 16, 17]))
     assert snapshot.restore() is state
     for layer, old in zip(state.layers, before.layers, strict=True):
         for name, value in vars(old).items():

@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessor
 
 from llma_rag import Decoder, NonFiniteLogitsError
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.testing import ScriptedModel, byte_tokenizer
 from tests.scripted import PROMPT, ids, scripted, tell
@@ -153,7 +154,7 @@ def test_T30_where_memory_runs_out_the_draft_is_halved(
     decoder = tell(ANSWER)
     original, refused = StepRunner.run, []
 
-    def runs(self: StepRunner, step: Pass) -> torch.Tensor:
+    def runs(self: StepRunner, step: Pass) -> Outcome:
         if len(step.drafted) > most:
             refused.append(len(step.drafted))
             raise torch.OutOfMemoryError("simulated")

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from llma_rag import Decoder
+from llma_rag.engine.outcome import Outcome
 from llma_rag.sampling import Chooser, gumbel
 from llma_rag.testing import ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
@@ -45,7 +46,7 @@ def test_T17_draws_have_the_distribution_of_the_scores(vocab_size: int, warped: 
     chooser = Chooser(processors, seed=5)
     context: list[int] = []
     counts = np.zeros(vocab_size)
-    choose = chooser.over(logits, context)
+    choose = chooser.over(Outcome(logits), context)
     for _ in range(4000):
         context.append(choose(-1))
         counts[context[-1]] += 1

@@ -15,6 +15,7 @@ from llma_rag import Reference, decoder, detokenizer, drafters, grammar, loop, s
 from llma_rag.answer import Answer
 from llma_rag.engine import options, probe, processors, twin
 from llma_rag.engine.options import Settings
+from llma_rag.engine.outcome import Outcome
 from llma_rag.reference import AcceptedReferences, accept_references
 from llma_rag.sampling import Chooser, InputIds
 from llma_rag.stopping import Criteria
@@ -32,16 +33,16 @@ _gumbel, _resolve = sampling.gumbel, loop.resolve
 _encode, _retrieved = drafters.encode_references, list[Reference]()
 
 
-def eager(self: Chooser, logits: torch.Tensor, context: Sequence[int]) -> Callable[[int], int]:
+def eager(self: Chooser, outcome: Outcome, context: Sequence[int]) -> Callable[[int], int]:
     """Process every node of the draft at once, as if the context did not grow."""
-    choose = _over(self, logits, list(context))
-    chosen = [choose(node) for node in range(-1, len(logits) - 1)]
+    choose = _over(self, outcome, list(context))
+    chosen = [choose(node) for node in range(-1, len(outcome.logits) - 1)]
     return lambda node: chosen[node + 1]
 
 
-def unchecked(logits: torch.Tensor, context: Sequence[int]) -> Callable[[int], int]:
+def unchecked(outcome: Outcome, context: Sequence[int]) -> Callable[[int], int]:
     """Take whatever is the largest, also where it is no number."""
-    tokens = logits.float().nan_to_num().argmax(-1).tolist()
+    tokens = outcome.logits.float().nan_to_num().argmax(-1).tolist()
     return lambda node: tokens[node + 1]
 
 

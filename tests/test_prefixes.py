@@ -40,7 +40,7 @@ def logits_of(runner: StepRunner, cache: PrefixCache, ids: Sequence[int]) -> tor
         runner.keep(step, [])
         start += CHUNK
     cache.store(row, None)
-    return runner.run(Pass(row, ids[start:]))
+    return runner.logits(Pass(row, ids[start:]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -40,6 +40,9 @@ BRANCHED = 8
 ROUNDS = 3, 50
 """Least and most times that each width is measured."""
 
+STEPS = 30
+"""Steps that `seconds_per_step` times, the first of which captures."""
+
 SLOW_ROUNDS = 2
 """Least times that a slow model's widths are measured: one time alone may be another program's."""
 
@@ -92,6 +95,19 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
     return known
 
 
+@torch.inference_mode()
+def seconds_per_step(runner: StepRunner) -> float:
+    """Return the least time of a step of one token, its way from and to the host included."""
+    row = _row(runner, max(CONTEXTS))
+    step, times = Pass(row, [0]), []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        runner.run(step).likeliest()
+        times.append(time.perf_counter() - started)
+    row.release()
+    return min(times)
+
+
 def measure(runner: StepRunner) -> Calibration:
     """Time passes of several widths at two context lengths, in about a second."""
     with progress("Timing passes", "pass") as bar:
@@ -111,7 +127,7 @@ class _Timer:
         chain = range(-1, drafted - 1)
         step = Pass(row, [0], [0] * drafted, chain if parents is None else parents)
         started = time.perf_counter()
-        self.runner.run(step).argmax(-1).tolist()
+        self.runner.run(step).likeliest()
         taken = time.perf_counter() - started
         self._bar.update()
         return taken

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from llma_rag.engine.load import LoadOptions, context_length, load
+from llma_rag.engine.outcome import usable
 from llma_rag.engine.probe import probe
-from llma_rag.engine.step import Pass, StepRunner, usable
+from llma_rag.engine.step import Pass, StepRunner
 
 Status = Literal["safe", "degraded", "unusable"]
 
@@ -94,7 +95,7 @@ def examine(
 def _what_is_broken(runner: StepRunner) -> str | None:
     """Run a plain pass; return a sentence if even that fails."""
     try:
-        logits = runner.run(Pass(runner.open_row(8), [1, 2, 3]))
+        logits = runner.logits(Pass(runner.open_row(8), [1, 2, 3]))
     except Exception as error:  # whatever a model raises is the finding
         return f"The model fails on three tokens: {_line(error)}"
     if not bool(usable(logits).all()):

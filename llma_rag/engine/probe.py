@@ -15,8 +15,9 @@ from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.memory import NoStateError
+from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
-from llma_rag.engine.step import Pass, Row, StepRunner, check_model, usable
+from llma_rag.engine.step import Pass, Row, StepRunner, check_model
 from llma_rag.engine.twin import modules_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
 
@@ -196,7 +197,7 @@ def _owns_its_state(model: PreTrainedModel, ids: list[int]) -> bool:
 def _single_steps(model: PreTrainedModel, ids: list[int]) -> _Steps:
     started = time.perf_counter()
     whole = StepRunner(model, Verdict(memory="none"))
-    at_once = whole.run(Pass(whole.open_row(0), ids[:1], ids[1:], range(-1, len(ids) - 2)))
+    at_once = whole.logits(Pass(whole.open_row(0), ids[:1], ids[1:], range(-1, len(ids) - 2)))
     if time.perf_counter() - started > SLOW_PASS:
         ids, at_once = ids[:FEWEST_TOKENS], at_once[:FEWEST_TOKENS]
     runner = StepRunner(model, Verdict(memory="own"))
@@ -237,7 +238,7 @@ def _difference(one: torch.Tensor, other: torch.Tensor, largest: bool) -> float:
 def _feed(runner: StepRunner, row: Row, tokens: list[int]) -> torch.Tensor:
     """Run and keep tokens that are certain; return the logits behind them."""
     step = Pass(row, tokens)
-    logits = runner.run(step)[0].float()
+    logits = runner.logits(step)[0].float()
     runner.keep(step, [])
     return logits
 
@@ -249,11 +250,11 @@ def _chain(runner: StepRunner, steps: _Steps) -> torch.Tensor:
     found = [_feed(runner, row, ids[:prompt])[None]]
     wrong = [ids[0], ids[1], ids[2]]
     step = Pass(row, ids[prompt : prompt + 1], [*ids[prompt + 1 : prompt + 3], *wrong], _line(5))
-    found.append(runner.run(step)[:3])
+    found.append(runner.logits(step)[:3])
     runner.keep(step, [0, 1])
     last = len(ids) - 1
     step = Pass(row, ids[prompt + 3 : prompt + 4], ids[prompt + 4 : last], _line(last - prompt - 4))
-    found.append(runner.run(step))
+    found.append(runner.logits(step))
     runner.keep(step, range(len(step.drafted)))
     found.append(_feed(runner, row, ids[last:])[None])
     return torch.cat([one.float() for one in found])
@@ -268,7 +269,7 @@ def _trees_are_right(runner: StepRunner, steps: _Steps) -> bool:
         found = [_feed(runner, row, ids[:prompt])[None]]
         drafted = [ids[0], right[0], ids[1], right[1], ids[2]]
         step = Pass(row, ids[prompt : prompt + 1], drafted, [-1, -1, 0, 1, 1])
-        found.append(runner.run(step)[[0, 2, 4]])
+        found.append(runner.logits(step)[[0, 2, 4]])
         runner.keep(step, [1, 3])
         found.append(_feed(runner, row, ids[prompt + 3 : prompt + 4])[None])
         steps.compare(torch.cat([one.float() for one in found]), "A tree")

@@ -1,7 +1,7 @@
 """Run forward passes of one model; knows token ids and caches, not where drafts come from."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import attention_for_tree, knows_layers
 from llma_rag.engine.memory import Memory, SlabMemory, forward_parameters, memory_of
+from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.rope import UNBOUNDED, LengthDependentRope
 from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
@@ -27,6 +28,15 @@ class Row:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.tokens: list[int] = []
+        self._release: Callable[[], object] = lambda: None
+
+    def when_released(self, release: Callable[[], object]) -> None:
+        """Have `release` called once, with `release` or when the memory goes."""
+        self._release = weakref.finalize(self.memory, release)
+
+    def release(self) -> None:
+        """Give the memory back; the row must not be used any more."""
+        self._release()
 
     @property
     def length(self) -> int:
@@ -116,8 +126,10 @@ class StepRunner:
         slab = None if steps is None else steps.take(capacity)
         memory = memory_of(self.model, self.verdict.memory, capacity)
         if steps is not None and isinstance(memory, SlabMemory):
-            memory = memory if slab is None else SlabMemory(slab)
-            weakref.finalize(memory, steps.give_back, memory.cache)
+            cache = memory.cache if slab is None else slab
+            row = Row(SlabMemory(cache))
+            row.when_released(lambda: steps.give_back(cache))
+            return row
         return Row(memory)
 
     def draft_limit(self, row: Row) -> int:
@@ -129,15 +141,16 @@ class StepRunner:
             room = min(room, self.fixed.draft_limit(row.length))
         return max(0, room)
 
+    def logits(self, step: Pass) -> torch.Tensor:
+        """Return the logits of `run`."""
+        return self.run(step).logits
+
     @torch.inference_mode()
-    def run(self, step: Pass) -> torch.Tensor:
-        """Run one pass and return the logits behind the last committed and each drafted token.
+    def run(self, step: Pass) -> Outcome:
+        """Run one pass and return what follows the last committed and each drafted token.
 
         Nothing is kept yet: call `keep` with the accepted nodes. A pass that fails leaves the row
         as it was.
-
-        Returns:
-            Logits, [1 + drafted tokens, vocabulary], in the model's dtype and on its device.
         """
         row = step.row
         end = row.length + len(step.committed) + len(step.drafted)
@@ -146,7 +159,7 @@ class StepRunner:
         self.rope.reset()
         fixed = self._fixes(step)
         if fixed and self.captured is not None:
-            return self._captured_logits(self.captured, step)
+            return self._run_captured(self.captured, step)
         arguments = self._fixed_arguments(step) if fixed else self._arguments(step)
         memory = row.memory.open(len(step.drafted))
         try:
@@ -158,7 +171,7 @@ class StepRunner:
         row.memory.take(output)
         logits: torch.Tensor = output.logits[0]
         wanted = 1 + len(step.drafted)
-        return logits[:wanted] if fixed else logits[-wanted:]
+        return Outcome(logits[:wanted] if fixed else logits[-wanted:])
 
     @torch.inference_mode()
     def keep(self, step: Pass, nodes: Sequence[int]) -> None:
@@ -194,14 +207,14 @@ class StepRunner:
         memory.cache.shown = fixed.keys(memory.length) if fixes else 0
         return fixes
 
-    def _captured_logits(self, steps: CapturedSteps, step: Pass) -> torch.Tensor:
+    def _run_captured(self, steps: CapturedSteps, step: Pass) -> Outcome:
         assert self.fixed is not None
         assert isinstance(step.row.memory, SlabMemory)
         kept, last = step.row.memory.length, self._most_positions - 1
         tokens = [*step.committed, *step.drafted]
         positions = self.fixed.padded([*range(kept, kept + len(tokens))], last)
-        logits = steps.run(step.row.memory.cache, self.fixed.padded(tokens), positions)
-        return logits[: len(tokens)]
+        padded = self.fixed.padded(tokens)
+        return steps.run(step.row.memory.cache, padded, positions, len(tokens))
 
     def _fixed_arguments(self, step: Pass) -> dict[str, object]:
         """Return the arguments of a step filled up to the fixed shape, with its mask."""
@@ -218,14 +231,6 @@ class StepRunner:
 
     def _tensor(self, row: list[int]) -> torch.Tensor:
         return torch.tensor([row], device=self._device)
-
-
-def usable(logits: torch.Tensor) -> torch.Tensor:
-    """Return, for logits [..., vocabulary], where a token can be chosen from them.
-
-    Some tokens at minus infinity are usual: models with a padded vocabulary hide the padding so.
-    """
-    return torch.isfinite(logits.amax(-1))
 
 
 def check_model(model: PreTrainedModel) -> None:

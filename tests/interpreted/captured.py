@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from llma_rag.engine import bitwise
 from llma_rag.engine.bitwise import agrees, is_bitwise
-from llma_rag.engine.captured import VERIFIED, CapturedSteps, can_capture
+from llma_rag.engine.captured import CapturedSteps
+from llma_rag.engine.compiled_step import VERIFIED, CompiledStep, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
@@ -36,7 +37,7 @@ def captured_of(
     model: PreTrainedModel, backend: Any = None
 ) -> tuple[StepRunner, StepRunner, CapturedSteps]:
     free = runner_of(model)
-    steps = CapturedSteps(free.model, WIDTH, backend=backend)
+    steps = CapturedSteps(CompiledStep(free.model, WIDTH, backend=backend), WIDTH)
     return free, StepRunner(free.model, free.verdict, FixedShape(WIDTH), steps), steps
 
 
@@ -72,7 +73,7 @@ def test_a_slab_that_is_given_back_is_not_captured_again(model: PreTrainedModel)
         row = fixed.open_row(64)
         for tokens in ([5, 6, 7], [8]):
             step = Pass(row, tokens)
-            logits = fixed.run(step)
+            logits = fixed.logits(step)
             fixed.keep(step, [])
         seen.append(logits)
         del row, step
@@ -86,7 +87,7 @@ def test_a_slab_that_grows_is_captured_again(model: PreTrainedModel) -> None:
     row = fixed.open_row(8)
     for length in (10, 1, 250, 1):
         step = Pass(row, [7] * length)
-        fixed.run(step)
+        fixed.logits(step)
         fixed.keep(step, [])
     assert steps.captures == 2
     assert row.length == row.memory.length == 262
@@ -101,7 +102,7 @@ def test_a_step_captured_at_load_serves_the_first_request(model: PreTrainedModel
     row = fixed.open_row(150)
     for tokens in ([7] * 100, [8], [9]):
         step = Pass(row, tokens)
-        fixed.run(step)
+        fixed.logits(step)
         fixed.keep(step, [])
     assert steps.captures == 1
 
@@ -127,7 +128,7 @@ def test_compiled_steps_are_one_graph_for_slabs_of_all_capacities(
         row = fixed.open_row(capacity)
         for tokens in ([5, 6, 7], [8]):
             step = Pass(row, tokens)
-            assert fixed.run(step).isfinite().all()
+            assert fixed.logits(step).isfinite().all()
             fixed.keep(step, [])
     assert steps.captures > 1
     assert counters["stats"]["unique_graphs"] == 1
@@ -174,19 +175,19 @@ def test_a_model_that_was_compiled_once_is_never_run_as_it_is(
     _, fixed, _ = captured_of(model, "eager")
     row = fixed.open_row(64)
     prompt = Pass(row, [5, 6, 7])
-    fixed.run(prompt)
+    fixed.logits(prompt)
     fixed.keep(prompt, [])
-    fixed.run(Pass(row, [8]))
+    fixed.logits(Pass(row, [8]))
     with pytest.raises(RuntimeError, match="cannot compile again"):
-        fixed.run(Pass(row, [8]))
+        fixed.logits(Pass(row, [8]))
 
 
 def test_steps_that_fail_are_not_captured(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = CapturedSteps(model, WIDTH)
+    steps = CapturedSteps(CompiledStep(model, WIDTH), WIDTH)
     monkeypatch.setattr(steps, "run", lambda *_: [][0])
-    monkeypatch.setattr(bitwise, "_ways", lambda *_: iter([steps, None]))
+    monkeypatch.setattr(bitwise, "_ways", lambda *_: iter([[steps], [None]]))
     with pytest.warns(UserWarning, match="not captured: IndexError"):
         runner = bitwise.bitwise_runner(runner_of(model))
     assert runner is None or runner.captured is None
