@@ -34,7 +34,8 @@ bench-cpu: $(VENV)/.demo
 	$(BIN)/python docs/tables.py
 
 bench-gpu: $(VENV)/.demo
-	$(ENGINE) --device cuda --shapes llama-3.1-8b llama-3.2-1b --dtypes bfloat16 --minutes 6
+	$(ENGINE) --device cuda --shapes llama-3.1-8b llama-3.2-1b --dtypes bfloat16 --minutes 6 \
+		--arms hf-greedy hf-prompt-lookup plain llma
 	$(BIN)/python docs/tables.py
 
 docs: $(VENV)/.demo

@@ -145,12 +145,11 @@ def engine_table(measured: dict[str, Any]) -> str:
     ]
     heads = "shape|dtype|work|arm|ms per token|ms to first|tokens per forward|bandwidth|prompts"
     heads += "|`generate`|plain|whole answer, `generate`"
-    rate = measured["rows"][0]["run"].get("copy_gb_per_s")
+    run = measured["rows"][0]["run"]
+    rate = run.get("memory_gb_per_s") or run["copy_gb_per_s"]
     bandwidth = (
         f" Bandwidth is what a pass must read of weights, keys and values, over its time, as a "
-        f"share of the {rate:.0f} GB/s (read and written) at which the machine copies memory."
-        if rate
-        else ""
+        f"share of the {rate:.0f} GB/s that the memory was seen to move."
     )
     return table(heads.split("|"), lines) + _engine_notes(measured, bandwidth)
 

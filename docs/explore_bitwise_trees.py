@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measure import write
+from results import write
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from llma_rag.bench.shapes import random_model

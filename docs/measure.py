@@ -6,23 +6,16 @@ Writes `docs/results/demo.json` and, where `--traces` exists, `docs/results/repl
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from results import RESULTS, write
+
 from llma_rag.bench.replay import DRAFTERS, replay, tokenised
 from llma_rag.demo.running import Demo
-from llma_rag.engine.machine import processor
-
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "llma-rag")
 
 
 def main() -> None:
@@ -58,28 +51,6 @@ def write_parts(
     for part in arguments.parts:
         rows = parts[part]([sys.executable, *arguments.python])
         write(f"{prefix}-{part}", rows, packages=packages)
-
-
-def write(name: str, rows: list[dict[str, Any]], packages: Sequence[str] = ()) -> None:
-    """Write rows and what they were measured on, versions of further packages included."""
-    measured = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "date": date.today().isoformat(),
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in (*PACKAGES, *packages)},
-        },
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(measured, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-
-
-def _commit() -> str:
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

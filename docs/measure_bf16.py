@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from measure import write
+from results import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llma_rag import Decoder

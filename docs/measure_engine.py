@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write
+from results import write
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -29,6 +29,11 @@ from llma_rag.bench.timing import interleave, rows_of
 from llma_rag.bench.traces import TraceTokens, load_tokenizer
 from llma_rag.bench.workloads import misleading, without_overlap
 from llma_rag.decoder import Decoder
+from llma_rag.engine.bitwise import is_bitwise
+from llma_rag.engine.calibration import seconds_per_step
+from llma_rag.engine.captured import CapturedSteps
+from llma_rag.engine.fused import FusedStep, Launch
+from llma_rag.engine.step import StepRunner
 
 SHARES = {"no-overlap": 0.12, "misleading": 0.12, "first token": 0.1, "recorded": 0.66}
 """Kinds of work in their order, and their shares of the time; what one leaves, the next has."""
@@ -51,6 +56,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="at most, as time permits")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--commit", help="where there is no repository to ask")
     given = parser.parse_args()
     if not given.traces.exists():
         sys.exit("There are no recorded answers at `--traces`.")
@@ -63,22 +69,23 @@ def main() -> None:
         rows += _measured(given, shape, dtype, traces, share)
         gc.collect()
         sys.stderr.write(f"{number + 1} of {len(runs)} done\n")
-        write(f"engine-{given.device}", rows)
+        write(f"engine-{given.device}", rows, commit=given.commit)
 
 
 def _measured(
     given: argparse.Namespace, shape: str, dtype: str, traces: Sequence[TraceTokens], seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one shape and dtype, which together take about `seconds`."""
-    end = time.monotonic() + seconds
     own = random_model(shape, getattr(torch, dtype), given.device)
     kind: Any = PreTrainedTokenizerFast
     words = kind(tokenizer_object=load_tokenizer(given.tokenizer))
     # Recorded answers are not what random weights hold likely: there is nothing to recycle.
+    began = time.monotonic()
     decoder = Decoder(packed(own), words, recycling=False)
+    loaded = time.monotonic() - began
     bench = Bench(own, decoder, given.tokens)
     facts = run_facts(f"shape {shape}", bench, traces, dtype, given.repeats)
-    facts |= _device_facts(bench)
+    facts |= {"decoder_s": loaded, **_device_facts(bench)}
     ours = ["plain", "llma"]
     works: dict[str, tuple[Sequence[str], Sequence[TraceTokens], int]] = {
         "no-overlap": (ours, without_overlap(traces), SHORT),
@@ -86,7 +93,7 @@ def _measured(
         "first token": (ours, traces, 1),
         "recorded": (given.arms or arms_for(given.device), traces, given.tokens),
     }
-    until = end - seconds
+    until = time.monotonic()
     for name, (arms, work, tokens) in works.items():
         until += SHARES[name] * seconds
         with tqdm(desc=f"{shape} {dtype} {name}", unit="answer") as bar:
@@ -104,12 +111,37 @@ def _measured(
 
 
 def _device_facts(bench: Bench) -> dict[str, Any]:
-    """Return what was captured on a GPU, and how exact the kernel is there."""
+    """Return what runs a step on a GPU, how long capturing takes, and how exact the kernels are."""
     if bench.model.device.type != "cuda":
         return {}
-    steps = bench.decoder.runner.captured
-    captured = {} if steps is None else {"capture_s": steps.seconds / max(steps.captures, 1)}
-    return {"kernel_error": kernel_error(bench.model.device), **captured}
+    facts: dict[str, Any] = {"kernel_error": kernel_error(bench.model.device)}
+    runner = bench.decoder.runner
+    steps = runner.captured
+    if steps is None:
+        return {**facts, "step": None}
+    function = steps.function
+    facts |= {
+        "step": type(function).__name__,
+        "width": runner.fixed and runner.fixed.width,
+        "bitwise": is_bitwise(runner),
+        "capture_s": steps.seconds / max(steps.captures, 1),
+        "step_ms": seconds_per_step(runner) * 1e3,
+    }
+    if isinstance(function, FusedStep):
+        facts["launch"] = asdict(function.launch)
+        facts["launch_ms"] = {
+            str(launch): seconds_per_step(captured(runner, launch)) * 1e3
+            for launch in Launch.all_of(bench.model.device)
+        }
+    return facts
+
+
+def captured(runner: StepRunner, launch: Launch) -> StepRunner:
+    """Return a runner of the same steps whose kernels follow each other in another way."""
+    assert runner.fixed is not None
+    width = runner.fixed.width
+    steps = CapturedSteps(FusedStep(runner.model, width, launch), width)
+    return StepRunner(runner.model, runner.verdict, runner.fixed, steps)
 
 
 def kernel_error(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 from unittest.mock import patch
 
-from measure import write
+from results import write
 
 from langchain_llma import ChatLLMA
 from llma_rag import Decoder, GenerationResult, Reference

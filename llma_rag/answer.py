@@ -35,6 +35,7 @@ class Answer:
         self._shown = 0
         self._delivered = 0
         self._traced = 0
+        self._untold: list[int] = []
 
     @property
     def remaining(self) -> int:
@@ -44,6 +45,7 @@ class Answer:
     @property
     def text(self) -> str:
         """The text so far, cut before a stop string."""
+        self._tell()
         return self._detokenizer.text[: self._cut]
 
     def trace_with(self, provenance: Provenance) -> None:
@@ -62,11 +64,11 @@ class Answer:
     def commit(self, token: int) -> bool:
         """Append a token that the model chose; return whether the answer goes on."""
         self.token_ids.append(token)
+        self._untold.append(token)
         if token in self._end_tokens:
-            self._detokenizer.skip()
             self.end("stop")
-        else:
-            self._take_text(self._detokenizer.add(token))
+        elif self._stop.strings:
+            self._tell()
         if self.finish_reason is None and self.remaining <= 0:
             self.end("length")
         return self.finish_reason is None
@@ -75,6 +77,7 @@ class Answer:
         """End the answer behind its last token; a stop string keeps its place as the reason."""
         if self.finish_reason != "stop":
             self.finish_reason = reason
+        self._tell()
         self._take_text(self._detokenizer.flush())
 
     def next_chunk(self) -> GenerationChunk | None:
@@ -102,6 +105,15 @@ class Answer:
 
     def _as_text(self) -> AnswerText:
         return AnswerText(self.text, self._detokenizer.starts, self._detokenizer.ends)
+
+    def _tell(self) -> None:
+        """Turn tokens into text; put off until it is needed, as the model can run meanwhile."""
+        for token in self._untold:
+            if token in self._end_tokens:
+                self._detokenizer.skip()
+            else:
+                self._take_text(self._detokenizer.add(token))
+        self._untold.clear()
 
     def _take_text(self, new: str) -> None:
         if not new or not self._stop.strings or self._cut is not None:

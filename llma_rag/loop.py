@@ -1,6 +1,6 @@
 """The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,20 +80,25 @@ class Loop:
         if self._prefixes is not None:
             pending = yield from self._all_but_last_chunk(self._prefixes, task)
         draft = Draft()
+        step, outcome = yield from _run(Pass(task.row, pending))
         while True:
-            step, outcome = yield from _run(Pass(task.row, pending, draft.tokens, draft.parents))
             nodes = _commit(step, draft, task.chooser.over(outcome, context), task)
             task.counts.add(step, len(nodes))
-            chunk = answer.next_chunk()
-            if chunk is not None:
-                yield chunk
             if answer.finish_reason is not None:
-                self._drafters.store(task)
-                return
+                break
+            # The first token is shown at once, later ones while the device runs the next pass.
+            late = self._runner.is_asynchronous and task.counts.forward_passes > 1
+            if not late:
+                yield from _news(answer)
             self._runner.keep(step, nodes)
             _recycle(step, nodes, outcome, task)
-            pending = context[-1:]
             draft = self._draft(task)
+            following = Pass(task.row, context[-1:], draft.tokens, draft.parents)
+            step, outcome = yield from _run(following)
+            if late:
+                yield from _news(answer)
+        yield from _news(answer)
+        self._drafters.store(task)
 
     def _all_but_last_chunk(
         self, prefixes: PrefixCache, task: Task
@@ -205,6 +210,13 @@ class Loop:
         if task.grammar is None:
             return copied()
         return task.grammar.draft(task.context, copied, budget)
+
+
+def _news(answer: Answer) -> Iterator[GenerationChunk]:
+    """Yield what was committed since the last chunk, if anything."""
+    chunk = answer.next_chunk()
+    if chunk is not None:
+        yield chunk
 
 
 def _recycle(step: Pass, nodes: Sequence[int], outcome: Outcome, task: Task) -> None:

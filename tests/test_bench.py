@@ -87,8 +87,8 @@ def test_bandwidth_is_what_a_pass_must_read_over_what_can_be_copied() -> None:
     weights = sum(one.numel() for one in model.parameters()) - 32 * model.config.vocab_size
     assert facts["weight_gb"] == pytest.approx(4 * weights / 1e9)
     assert facts["kv_kb_per_token"] == pytest.approx(2 * 2 * 2 * 8 * 4 / 1e3)
-    assert facts["copy_gb_per_s"] > 0.01
-    run = {"weight_gb": 1.0, "kv_kb_per_token": 100.0, "copy_gb_per_s": 20.0}
+    assert facts["memory_gb_per_s"] > 0.01
+    run = {"weight_gb": 1.0, "kv_kb_per_token": 100.0, "memory_gb_per_s": 20.0}
     one = Timed(8.1, 0.1, 101, (3,) * 100, prompt_tokens=950)
     (row,) = rows_of({"plain": [[one]]})
     assert row.context == 1000

@@ -12,7 +12,7 @@ INTERPRETED = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton has no wheel for this system")
-@pytest.mark.parametrize("file", ["kernels.py", "captured.py"])
+@pytest.mark.parametrize("file", ["kernels.py", "captured.py", "fused.py"])
 def test_the_kernel_passes_in_the_interpreter(file: str) -> None:
     """In a process of its own: the interpreter is chosen before Triton is first imported."""
     run = subprocess.run(

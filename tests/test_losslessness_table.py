@@ -27,8 +27,8 @@ def test_the_table_says_what_this_run_finds(monkeypatch: pytest.MonkeyPatch) -> 
         assert row["row"] in {"T15", "T31"} or (equal and equal[1] == equal[2]), row
     if os.environ.get("LLMA_RAG_WRITE"):
         monkeypatch.syspath_prepend(str(ROOT / "docs"))
-        sys.modules.pop("measure", None)
-        from measure import write
+        sys.modules.pop("results", None)
+        from results import write
 
         write("losslessness", found)
     written = json.loads(RESULTS.read_text())["rows"]

@@ -132,7 +132,7 @@ class FusedStep:
         self._dim = _dim(text)
         self._projected = (self._heads + 2 * self._kv_heads) * self._dim
         self._vocabulary = self._model.lm_head.weight.shape[0]
-        self._launch = launch
+        self.launch = launch
         self._options = launch.options
 
     @cached_property
@@ -173,7 +173,7 @@ class FusedStep:
         from llma_rag.engine import fused_kernels as kernels
         from llma_rag.engine.kernels import Pieces
 
-        mapped, room, size = self._launch.mapped, self._room, self._size
+        mapped, room, size = self.launch.mapped, self._room, self._size
         inputs = sent if mapped else sent.to(self.device, non_blocking=True)
         tokens = received if mapped else torch.empty_like(received, device=self.device)
         body = self._model.model
@@ -272,7 +272,7 @@ class FusedStep:
         return {
             "ROWS": tiles.rows,
             "BLOCK": tiles.block,
-            "LINES": self._launch.lines,
+            "LINES": self.launch.lines,
             "num_warps": 4,
             "num_stages": tiles.stages,
         }

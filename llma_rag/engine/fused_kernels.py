@@ -14,13 +14,10 @@ bits do not hang on the others.
 import triton
 import triton.language as tl
 
-LINE = 64
-"""16-bit numbers in a line of the L2 cache."""
-
 
 @triton.jit
 def _prefetch(w_ptr, rows, first, K: tl.constexpr, LINES: tl.constexpr):
-    """Bring the first lines of rows of weights into the L2 cache."""
+    """Bring the first lines of rows of weights, of 128 bytes, into the L2 cache."""
     lines = first + tl.arange(0, LINES) * 64
     at = w_ptr + rows[:, None].to(tl.int64) * K + lines[None, :]
     tl.inline_asm_elementwise(

@@ -120,6 +120,11 @@ class StepRunner:
             and "position_ids" in self._parameters
         )
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether `run` returns before the pass is done."""
+        return self._device.type != "cpu"
+
     def open_row(self, capacity: int) -> Row:
         """Return an empty sequence with room for `capacity` tokens; it grows where it must."""
         steps = self.captured
