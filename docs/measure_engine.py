@@ -8,6 +8,7 @@ else, then `make docs`.
 
 import argparse
 import gc
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,13 +31,13 @@ from llma_rag.bench.traces import TraceTokens, load_tokenizer
 from llma_rag.bench.workloads import misleading, without_overlap
 from llma_rag.decoder import Decoder
 from llma_rag.engine.bitwise import is_bitwise
-from llma_rag.engine.calibration import seconds_per_step
-from llma_rag.engine.captured import CapturedSteps
-from llma_rag.engine.fused import FusedStep, Launch
-from llma_rag.engine.step import StepRunner
+from llma_rag.engine.step import Pass, StepRunner
 
 SHARES = {"no-overlap": 0.12, "misleading": 0.12, "first token": 0.1, "recorded": 0.66}
 """Kinds of work in their order, and their shares of the time; what one leaves, the next has."""
+
+CONTEXT, STEPS = 1024, 30
+"""Tokens behind which steps alone are timed, and how many."""
 
 SHORT = 64
 """Tokens of the answers on which references cannot help."""
@@ -66,10 +67,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for number, (shape, dtype) in enumerate(runs):
         share = given.minutes * 60 / len(runs)
-        rows += _measured(given, shape, dtype, traces, share)
+        for row in _measured(given, shape, dtype, traces, share):
+            rows.append(row)
+            write(f"engine-{given.device}", rows, commit=given.commit)
         gc.collect()
         sys.stderr.write(f"{number + 1} of {len(runs)} done\n")
-        write(f"engine-{given.device}", rows, commit=given.commit)
 
 
 def _measured(
@@ -125,23 +127,24 @@ def _device_facts(bench: Bench) -> dict[str, Any]:
         "width": runner.fixed and runner.fixed.width,
         "bitwise": is_bitwise(runner),
         "capture_s": steps.seconds / max(steps.captures, 1),
-        "step_ms": seconds_per_step(runner) * 1e3,
+        "step_ms": step_seconds(runner) * 1e3,
     }
-    if isinstance(function, FusedStep):
-        facts["launch"] = asdict(function.launch)
-        facts["launch_ms"] = {
-            str(launch): seconds_per_step(captured(runner, launch)) * 1e3
-            for launch in Launch.all_of(bench.model.device)
-        }
     return facts
 
 
-def captured(runner: StepRunner, launch: Launch) -> StepRunner:
-    """Return a runner of the same steps whose kernels follow each other in another way."""
-    assert runner.fixed is not None
-    width = runner.fixed.width
-    steps = CapturedSteps(FusedStep(runner.model, width, launch), width)
-    return StepRunner(runner.model, runner.verdict, runner.fixed, steps)
+@torch.inference_mode()
+def step_seconds(runner: StepRunner) -> float:
+    """Return the median time of a step of one token, its way from and to the host included."""
+    row = runner.open_row(CONTEXT + 1)
+    prompt, step, times = Pass(row, [0] * CONTEXT), Pass(row, [0]), []
+    runner.run(prompt)
+    runner.keep(prompt, [])
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        runner.run(step).likeliest()
+        times.append(time.perf_counter() - started)
+    row.release()
+    return statistics.median(times)
 
 
 def kernel_error(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> float:

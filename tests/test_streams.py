@@ -10,7 +10,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 import torch
 
-from llma_rag import ContextOverflowError, Decoder
+from llma_rag import ContextOverflowError, Decoder, GenerationRequest
+from llma_rag.engine.step import Pass, StepRunner
 from tests.models import character_tokenizer, tiny_decoder, tiny_model
 
 PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
@@ -49,6 +50,31 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_text_is_shown_before_the_next_pass_or_while_it_runs(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where passes run on while we do something else, all chunks but the first wait for that."""
+    monkeypatch.setattr(StepRunner, "is_asynchronous", asynchronous)
+    decoder = tiny_decoder("llama-gqa")
+    whole = decoder.generate(PROMPT, max_new_tokens=12, draft=False)
+    request = GenerationRequest(prompt=PROMPT, draft=False, options={"max_new_tokens": 12})
+    events, text, result = "", "", None
+    decoding = decoder.loop.decode(request)
+    event = next(decoding)
+    while result is None:
+        passes = isinstance(event, Pass)
+        events += "p" if passes else "c"
+        text += "" if passes else event.text
+        try:
+            event = decoding.send(decoder.runner.run(event) if passes else None)
+        except StopIteration as end:
+            result = end.value
+    assert events == ("pcpp" + "cp" * 9 + "cc" if asynchronous else "pc" * 12)
+    assert text == result.text == whole.text
+    assert result.token_ids == whole.token_ids
 
 
 def test_the_join_of_a_stream_is_the_answer():

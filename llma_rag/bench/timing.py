@@ -1,5 +1,6 @@
 """Time arms against each other: interleaved, ratio by ratio, with intervals over prompts."""
 
+import gc
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,22 @@ def interleave(
     Returns:
         For each arm and prompt its repeats; prompts that were not reached are left out.
     """
+    gc.collect()
+    gc.freeze()  # what loading left behind slows no arm
+    try:
+        return _interleaved(run, arms, traces, repeats, progress, time_is_up)
+    finally:
+        gc.unfreeze()
+
+
+def _interleaved(
+    run: Run,
+    arms: Sequence[str],
+    traces: Sequence[TraceTokens],
+    repeats: int,
+    progress: Callable[[], None],
+    time_is_up: Callable[[], bool],
+) -> dict[str, list[list[Timed]]]:
     order = random.Random(0)
     warm = replace(traces[0], answer=traces[0].answer[:WARM_UP_TOKENS])
     found: dict[str, list[list[Timed]]] = {arm: [[] for _ in traces] for arm in arms}

@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.calibration import seconds_per_step
 from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.compiled_step import CompiledStep, can_capture
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.fused import FusedStep, Launch, can_fuse
+from llma_rag.engine.fused import FusedStep, can_fuse
 from llma_rag.engine.load import context_length
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, StepRunner
@@ -119,39 +118,33 @@ def _tokens(model: PreTrainedModel, count: int) -> list[int]:
 
 
 def bitwise_runner(runner: StepRunner) -> StepRunner | None:
-    """Return the quickest runner of a fixed shape that the self-test grants; None if none is.
+    """Return a runner of the widest fixed shape that the self-test grants; None if none is.
 
     On CUDA steps captured in graphs are tried first, then the same without.
     """
     for width in fixed_widths(runner.model):
-        for ways in _ways(runner, width):
-            granted = [one for one in (_granted(runner, width, way) for way in ways) if one]
+        for captured in _ways(runner, width):
+            fixed = StepRunner(runner.model, runner.verdict, FixedShape(width), captured)
+            try:
+                granted = is_bitwise(fixed) and (captured is None or agrees(runner, fixed))
+            except Exception as error:
+                if captured is None:
+                    raise
+                warnings.warn(f"Steps are not captured: {error!r}", stacklevel=2)
+                granted = False
             if granted:
-                return granted[0] if len(granted) == 1 else min(granted, key=seconds_per_step)
+                return fixed
     return None
 
 
-def _granted(runner: StepRunner, width: int, steps: CapturedSteps | None) -> StepRunner | None:
-    """Return the runner of a fixed shape, if it is bitwise and right."""
-    fixed = StepRunner(runner.model, runner.verdict, FixedShape(width), steps)
-    try:
-        return fixed if is_bitwise(fixed) and (steps is None or agrees(runner, fixed)) else None
-    except Exception as error:
-        if steps is None:
-            raise
-        warnings.warn(f"Steps are not captured: {error!r}", stacklevel=2)
-        return None
-
-
-def _ways(runner: StepRunner, width: int) -> Iterator[list[CapturedSteps | None]]:
-    """Yield ways to run steps, the quicker first; of those that stand together time decides."""
+def _ways(runner: StepRunner, width: int) -> Iterator[CapturedSteps | None]:
+    """Yield ways to run steps, the quicker ones first."""
     model = runner.model
     if model.device.type == "cuda" and runner.verdict.fast and can_capture(model):
         if can_fuse(model):
-            launches = Launch.all_of(model.device)
-            yield [CapturedSteps(FusedStep(model, width, one), width) for one in launches]
-        yield [CapturedSteps(CompiledStep(model, width), width)]
-    yield [None]
+            yield CapturedSteps(FusedStep(model, width), width)
+        yield CapturedSteps(CompiledStep(model, width), width)
+    yield None
 
 
 @torch.inference_mode()

@@ -40,9 +40,6 @@ BRANCHED = 8
 ROUNDS = 3, 50
 """Least and most times that each width is measured."""
 
-STEPS = 30
-"""Steps that `seconds_per_step` times, the first of which captures."""
-
 SLOW_ROUNDS = 2
 """Least times that a slow model's widths are measured: one time alone may be another program's."""
 
@@ -93,19 +90,6 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
         known = measure(runner)
         _write(file, known)
     return known
-
-
-@torch.inference_mode()
-def seconds_per_step(runner: StepRunner) -> float:
-    """Return the least time of a step of one token, its way from and to the host included."""
-    row = _row(runner, max(CONTEXTS))
-    step, times = Pass(row, [0]), []
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        runner.run(step).likeliest()
-        times.append(time.perf_counter() - started)
-    row.release()
-    return min(times)
 
 
 def measure(runner: StepRunner) -> Calibration:

@@ -23,18 +23,16 @@ class StepFunction(Protocol):
 
     device: torch.device
 
-    def __call__(self, sent: torch.Tensor, slab: SlabCache, received: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, slab: SlabCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step.
 
         Args:
-            sent: Tokens, positions and the kept tokens' count, int64 [2 * width + 1], on the host,
-                pinned where the model is on a GPU.
+            inputs: Tokens, positions and the kept tokens' count, int64 [2 * width + 1].
             slab: Has room for the step.
-            received: Where each row's likeliest token is put, int64 [width], -1 where its logits
-                are no numbers; on the host likewise.
 
         Returns:
-            Logits, [width, vocabulary].
+            Logits, [width, vocabulary], and each row's likeliest token, int64 [width], -1 where
+            its logits are no numbers.
         """
         ...
 
@@ -114,7 +112,9 @@ class _Step:
         self._capacity = slab.capacity
         self._function = function
         self._on_gpu = function.device.type == "cuda"
-        self._sent = torch.zeros(2 * width + 1, dtype=torch.long, pin_memory=self._on_gpu)
+        size = 2 * width + 1
+        self._inputs = torch.zeros(size, dtype=torch.long, device=function.device)
+        self._sent = torch.zeros(size, dtype=torch.long, pin_memory=self._on_gpu)
         self._received = torch.zeros(width, dtype=torch.long, pin_memory=self._on_gpu)
         self._sent_numbers, self._received_numbers = self._sent.numpy(), self._received.numpy()
         self._logits = torch.empty(0)
@@ -157,7 +157,9 @@ class _Step:
         return graph
 
     def _forward(self) -> None:
-        self._logits = self._function(self._sent, self._slab_itself(), self._received)
+        self._inputs.copy_(self._sent, non_blocking=True)
+        self._logits, tokens = self._function(self._inputs, self._slab_itself())
+        self._received.copy_(tokens, non_blocking=True)
 
     def _slab_itself(self) -> SlabCache:
         slab: SlabCache = self._slab.itself()

@@ -113,10 +113,9 @@ class CompiledStep:
         self._slots = torch.zeros(1, dtype=torch.int32, device=self.device)
         self._ancestors = torch.tensor(sees, dtype=torch.long, device=self.device)
 
-    def __call__(self, sent: torch.Tensor, slab: SlabCache, received: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, slab: SlabCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step; see `captured.StepFunction`."""
         width = self._width
-        inputs = sent.to(self.device, non_blocking=True)
         for states in slab.states():
             torch._dynamo.mark_dynamic(states, 2)
         start = inputs[2 * width :]
@@ -133,8 +132,7 @@ class CompiledStep:
         finally:
             _current.plan, slab.places = None, None
         logits: torch.Tensor = output.logits[0]
-        received.copy_(likeliest_tokens(logits), non_blocking=True)
-        return logits
+        return logits, likeliest_tokens(logits)
 
     def _pass(self, **arguments: Any) -> Any:
         """Run the model.

@@ -39,33 +39,8 @@ PROJECT, ADD, ACTIVATE, PREDICT = Tiles(64), Tiles(64, 4), Tiles(64, block=64, s
 """The quickest of some thirty on an H200."""
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How kernels follow each other, which is quickest depends on the GPU and on its host.
-
-    Attributes:
-        pdl: A kernel begins before the last one ends.
-        lines: Lines of each row of weights that are brought into the cache until then.
-        mapped: Kernels read inputs from the host's memory, and write tokens there.
-    """
-
-    pdl: bool = False
-    lines: int = 0
-    mapped: bool = False
-
-    @classmethod
-    def all_of(cls, device: torch.device) -> "list[Launch]":
-        """Return the ways that a device knows."""
-        if device.type != "cuda":
-            return [cls()]
-        if torch.cuda.get_device_capability(device) < (9, 0):
-            return [cls(mapped=True)]
-        return [cls(True, 2, True), cls(True, 0, True), cls(mapped=True), cls(True, 2)]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of kernels."""
-        return {"PDL": True, "launch_pdl": True} if self.pdl else {"PDL": False}
+PREFETCHED = 2
+"""Lines of each row of weights that are brought into the cache before the inputs are there."""
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
@@ -120,7 +95,7 @@ class FusedStep:
     All of its memory but logits is used again by every step, so that one step runs at a time.
     """
 
-    def __init__(self, model: PreTrainedModel, width: int, launch: Launch) -> None:
+    def __init__(self, model: PreTrainedModel, width: int) -> None:
         """Take a model for which `can_fuse` holds, and the rows of a step."""
         self.device = model.device
         self._model: Any = model
@@ -132,8 +107,9 @@ class FusedStep:
         self._dim = _dim(text)
         self._projected = (self._heads + 2 * self._kv_heads) * self._dim
         self._vocabulary = self._model.lm_head.weight.shape[0]
-        self.launch = launch
-        self._options = launch.options
+        self._options: dict[str, Any] = {"PDL": False}
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0):
+            self._options = {"PDL": True, "launch_pdl": True}
 
     @cached_property
     def _room(self) -> dict[str, torch.Tensor]:
@@ -161,41 +137,35 @@ class FusedStep:
             "counts": torch.zeros(max(size, self._projected), **whole),
             "best": torch.empty((tiles, width), **exact),
             "tokens": torch.empty((tiles, width), **whole),
-            "start": torch.zeros(1, dtype=torch.long, device=device),
             "slots": torch.zeros(1, **whole),
             "ancestors": torch.tensor(sees, dtype=torch.long, device=device),
         }
 
-    def __call__(self, sent: torch.Tensor, slab: SlabCache, received: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, slab: SlabCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step; see `captured.StepFunction`."""
         from triton import next_power_of_2
 
         from llma_rag.engine import fused_kernels as kernels
         from llma_rag.engine.kernels import Pieces
 
-        mapped, room, size = self.launch.mapped, self._room, self._size
-        inputs = sent if mapped else sent.to(self.device, non_blocking=True)
-        tokens = received if mapped else torch.empty_like(received, device=self.device)
+        room, size, start = self._room, self._size, inputs[2 * self._width :]
         body = self._model.model
         norms = [*(norm for layer in body.layers for norm in _norms(layer)), body.norm]
         states = slab.states()
         pieces = Pieces(room["query"], states[0])
         kernels.embed[(self._width,)](
             inputs, body.embed_tokens.weight, norms[0].weight, body.rotary_emb.inv_freq,
-            room["start"], *self._stream, room["angles"], body.rotary_emb.attention_scaling,
+            *self._stream, room["angles"], body.rotary_emb.attention_scaling,
             PADDED=next_power_of_2(size), HALF=self._dim // 2, **self._norm,
         )  # fmt: skip
         for number, layer in enumerate(body.layers):
             before, between, behind = norms[2 * number : 2 * number + 3]
             keys, values = states[2 * number : 2 * number + 2]
-            self._attend(layer.self_attn, before, keys, values, pieces)
+            self._attend(layer.self_attn, before, keys, values, start, pieces)
             self._add(room["attended"], layer.self_attn.o_proj, between)
             self._activate(layer.mlp, between)
             self._add(room["activated"], layer.mlp.down_proj, behind)
-        logits = self._predict(tokens)
-        if not mapped:
-            received.copy_(tokens, non_blocking=True)
-        return logits
+        return self._predict()
 
     @property
     def _stream(self) -> tuple[torch.Tensor, ...]:
@@ -209,8 +179,9 @@ class FusedStep:
         return {"SIZE": self._size, "WIDTH": self._width, "PARTS": parts, **self._options}
 
     def _attend(
-        self, attention: Any, norm: Any, keys: torch.Tensor, values: torch.Tensor, pieces: Any
-    ) -> None:
+        self, attention: Any, norm: Any, keys: torch.Tensor, values: torch.Tensor,
+        start: torch.Tensor, pieces: Any,
+    ) -> None:  # fmt: skip
         from llma_rag.engine import fused_kernels as kernels
         from llma_rag.engine.kernels import attend
 
@@ -219,14 +190,14 @@ class FusedStep:
         biased = layers[0].bias is not None
         biases = [one.bias if biased else one.weight for one in layers]
         kernels.queries_keys_values[(self._projected // tiles.rows, tiles.split)](
-            *self._stream[1:], room["angles"], room["start"], *(one.weight for one in layers),
+            *self._stream[1:], room["angles"], start, *(one.weight for one in layers),
             *biases, room["query"], keys, values, room["shares"], room["counts"],
             *keys.stride()[1:3], norm.variance_epsilon,
             HEADS=self._heads, KV_HEADS=self._kv_heads, DIM=self._dim, BIAS=biased,
-            SPLIT=tiles.split, **self._norm, **self._cut(tiles),
+            SPLIT=tiles.split, **self._norm, **_cut(tiles),
         )  # fmt: skip
         attend(
-            room["query"], keys, values, room["start"], room["slots"], room["ancestors"],
+            room["query"], keys, values, start, room["slots"], room["ancestors"],
             attention.scaling, pieces, room["attended"], self._options,
         )  # fmt: skip
 
@@ -238,7 +209,7 @@ class FusedStep:
         kernels.add_product[(self._size // tiles.rows, tiles.split)](
             rows, layer.weight, room["residual"], norm.weight, *self._stream[1:], room["shares"],
             room["counts"], SIZE=self._size, K=columns, WIDTH=self._width, SPLIT=tiles.split,
-            **self._options, **self._cut(tiles),
+            **self._options, **_cut(tiles),
         )  # fmt: skip
 
     def _activate(self, mlp: Any, norm: Any) -> None:
@@ -246,36 +217,38 @@ class FusedStep:
 
         kernels.activate[(self._inner // ACTIVATE.rows,)](
             *self._stream[1:], mlp.gate_proj.weight, mlp.up_proj.weight, self._room["activated"],
-            norm.variance_epsilon, INNER=self._inner, **self._norm, **self._cut(ACTIVATE),
+            norm.variance_epsilon, INNER=self._inner, **self._norm, **_cut(ACTIVATE),
         )  # fmt: skip
 
-    def _predict(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _predict(self) -> tuple[torch.Tensor, torch.Tensor]:
         from triton import next_power_of_2
 
         from llma_rag.engine import fused_kernels as kernels
 
         room, head, norm = self._room, self._model.lm_head, self._model.model.norm
         logits = room["scaled"].new_empty((self._width, self._vocabulary))
+        tokens = torch.empty(self._width, dtype=torch.long, device=self.device)
         count = len(room["best"])
         kernels.predict[(count,)](
             *self._stream[1:], head.weight, logits, room["best"], room["tokens"],
             norm.variance_epsilon, VOCABULARY=self._vocabulary, **self._norm,
-            **self._cut(PREDICT),
+            **_cut(PREDICT),
         )  # fmt: skip
         kernels.choose[(self._width,)](
             room["best"], room["tokens"], tokens,
             TILES=count, PADDED=next_power_of_2(count), WIDTH=self._width, **self._options,
         )  # fmt: skip
-        return logits
+        return logits, tokens
 
-    def _cut(self, tiles: Tiles) -> dict[str, int]:
-        return {
-            "ROWS": tiles.rows,
-            "BLOCK": tiles.block,
-            "LINES": self.launch.lines,
-            "num_warps": 4,
-            "num_stages": tiles.stages,
-        }
+
+def _cut(tiles: Tiles) -> dict[str, int]:
+    return {
+        "ROWS": tiles.rows,
+        "BLOCK": tiles.block,
+        "LINES": PREFETCHED,
+        "num_warps": 4,
+        "num_stages": tiles.stages,
+    }
 
 
 def _fitted(tiles: Tiles, columns: int, most_rows: int = BLOCK) -> Tiles:

@@ -53,23 +53,18 @@ def _norm(squares_ptr, eps, SIZE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.c
 
 @triton.jit
 def embed(
-    inputs_ptr, weight_ptr, gain_ptr, frequency_ptr, start_ptr, residual_ptr, scaled_ptr,
-    squares_ptr, angle_ptr, factor,
+    inputs_ptr, weight_ptr, gain_ptr, frequency_ptr, residual_ptr, scaled_ptr, squares_ptr,
+    angle_ptr, factor,
     SIZE: tl.constexpr, PADDED: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
     PARTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Look up a row's embedding, and its rotary angles, which all layers share.
-
-    Inputs may lie in pinned memory of the host: they are read here alone.
-    """
+    """Look up a row's embedding, and its rotary angles, which all layers share."""
     row = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_wait()
     column = tl.arange(0, PADDED)
     there = column < SIZE
     token = tl.load(inputs_ptr + row)
-    if row == 0:
-        tl.store(start_ptr, tl.load(inputs_ptr + 2 * WIDTH))
     value = tl.load(weight_ptr + token * SIZE + column, mask=there, other=0.0)
     gain = tl.load(gain_ptr + column, mask=there, other=0.0).to(tl.float32)
     exact = value.to(tl.float32)
@@ -134,8 +129,7 @@ def queries_keys_values(
     number = tl.arange(0, ROWS)
     rows = local * DIM + first + number % half + (number // half) * (DIM // 2)
     if PDL:
-        if LINES > 0:
-            _prefetch(w_ptr, rows, share * count, SIZE, LINES)
+        _prefetch(w_ptr, rows, share * count, SIZE, LINES)
         tl.extra.cuda.gdc_wait()
     output = _product(scaled_ptr, w_ptr, rows, share * count, count, SIZE, WIDTH, BLOCK)
     if PDL:
@@ -181,8 +175,7 @@ def add_product(
     rows = tile * ROWS + tl.arange(0, ROWS)
     count: tl.constexpr = K // SPLIT
     if PDL:
-        if LINES > 0:
-            _prefetch(w_ptr, rows, share * count, K, LINES)
+        _prefetch(w_ptr, rows, share * count, K, LINES)
         tl.extra.cuda.gdc_wait()
     output = _product(x_ptr, w_ptr, rows, share * count, count, K, WIDTH, BLOCK)
     if PDL:
@@ -210,9 +203,8 @@ def activate(
     """Project twice, and multiply the one by the SiLU of the other."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if PDL:
-        if LINES > 0:
-            _prefetch(gate_ptr, rows, 0, SIZE, LINES)
-            _prefetch(up_ptr, rows, 0, SIZE, LINES)
+        _prefetch(gate_ptr, rows, 0, SIZE, LINES)
+        _prefetch(up_ptr, rows, 0, SIZE, LINES)
         tl.extra.cuda.gdc_wait()
     inner = tl.arange(0, BLOCK)
     row = tl.arange(0, WIDTH)
@@ -248,8 +240,7 @@ def predict(
     token = tile * ROWS + tl.arange(0, ROWS)
     rows = tl.minimum(token, VOCABULARY - 1)
     if PDL:
-        if LINES > 0:
-            _prefetch(w_ptr, rows, 0, SIZE, LINES)
+        _prefetch(w_ptr, rows, 0, SIZE, LINES)
         tl.extra.cuda.gdc_wait()
     output = _product(scaled_ptr, w_ptr, rows, 0, SIZE, SIZE, WIDTH, BLOCK)
     if PDL:

@@ -187,7 +187,7 @@ def test_steps_that_fail_are_not_captured(
 ) -> None:
     steps = CapturedSteps(CompiledStep(model, WIDTH), WIDTH)
     monkeypatch.setattr(steps, "run", lambda *_: [][0])
-    monkeypatch.setattr(bitwise, "_ways", lambda *_: iter([[steps], [None]]))
+    monkeypatch.setattr(bitwise, "_ways", lambda *_: iter([steps, None]))
     with pytest.warns(UserWarning, match="not captured: IndexError"):
         runner = bitwise.bitwise_runner(runner_of(model))
     assert runner is None or runner.captured is None

@@ -18,7 +18,7 @@ from llma_rag.engine.bitwise import agrees, is_bitwise
 from llma_rag.engine.cache import SlabCache, layer_count
 from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.fused import FusedStep, Launch, can_fuse
+from llma_rag.engine.fused import FusedStep, can_fuse
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from tests.interpreted.captured import rows_keep_their_bits
@@ -56,10 +56,9 @@ def stepped(
     slab = SlabCache(layer_count(model.config), capacity=ids.shape[1])
     model(input_ids=ids[:, :start], past_key_values=slab, use_cache=True)
     slab.keep(0, start)
-    sent = torch.tensor([*ids[0, start:].tolist(), *range(start, ids.shape[1]), start])
-    received = torch.zeros(WIDTH, dtype=torch.long)
-    step = function or FusedStep(model, WIDTH, Launch())
-    return step(sent, slab, received), received.tolist()
+    inputs = torch.tensor([*ids[0, start:].tolist(), *range(start, ids.shape[1]), start])
+    logits, tokens = (function or FusedStep(model, WIDTH))(inputs, slab)
+    return logits, tokens.tolist()
 
 
 @torch.inference_mode()
@@ -80,12 +79,13 @@ def test_a_step_gives_the_logits_of_the_model(model: PreTrainedModel, length: in
 def test_programs_that_share_rows_give_the_same(
     split: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = made(LlamaConfig(**{**SIZES, "hidden_size": 512}, intermediate_size=512))
+    sizes = {**SIZES, "hidden_size": 256, "num_hidden_layers": 1}
+    model = made(LlamaConfig(**sizes, intermediate_size=512))
     ids = torch.arange(40)[None]
     expected, _ = stepped(model, ids)
     monkeypatch.setattr(fused, "ADD", fused.Tiles(64, split))
     monkeypatch.setattr(fused, "PROJECT", fused.Tiles(64, split))
-    step = FusedStep(model, WIDTH, Launch())
+    step = FusedStep(model, WIDTH)
     for _ in range(2):  # counts are as before once the last program is done
         logits, _ = stepped(model, ids, step)
         assert torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
@@ -106,9 +106,10 @@ def test_what_is_no_number_is_no_token(model: PreTrainedModel) -> None:
     assert -1 not in stepped(model, ids)[1]
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_steps_keep_their_bits_with_drafts(model: PreTrainedModel) -> None:
     free = runner_of(model)
-    steps = CapturedSteps(FusedStep(free.model, 4, Launch()), 4)
+    steps = CapturedSteps(FusedStep(free.model, 4), 4)
     runner = StepRunner(free.model, free.verdict, FixedShape(4, bucket=16), steps)
     assert agrees(free, runner)
     if not rows_keep_their_bits():
@@ -116,18 +117,19 @@ def test_steps_keep_their_bits_with_drafts(model: PreTrainedModel) -> None:
     assert is_bitwise(runner)
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_a_step_that_rotates_by_its_row_is_refused(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: positions count from the beginning of the step."""
 
     class Shifted(FusedStep):
-        def __call__(self, sent: torch.Tensor, slab: SlabCache, received: Any) -> torch.Tensor:
-            sent[4:-1] = torch.arange(4)
-            return super().__call__(sent, slab, received)
+        def __call__(self, inputs: torch.Tensor, slab: SlabCache) -> Any:
+            inputs[4:-1] = torch.arange(4)
+            return super().__call__(inputs, slab)
 
     free = runner_of(model)
-    steps = CapturedSteps(Shifted(free.model, 4, Launch()), 4)
+    steps = CapturedSteps(Shifted(free.model, 4), 4)
     assert not agrees(free, StepRunner(free.model, free.verdict, FixedShape(4), steps))
 
 
@@ -169,9 +171,10 @@ def test_other_shapes_are_not_fused(config: Any) -> None:
     assert not can_fuse(made(config))
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_a_row_of_a_request_that_ended_is_free_at_once(model: PreTrainedModel) -> None:
     free = runner_of(model)
-    steps = CapturedSteps(FusedStep(free.model, 4, Launch()), 4)
+    steps = CapturedSteps(FusedStep(free.model, 4), 4)
     runner = StepRunner(free.model, free.verdict, FixedShape(4), steps)
     row = runner.open_row(64)
     for tokens in ([5, 6, 7], [8]):
