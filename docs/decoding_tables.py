@@ -154,6 +154,45 @@ def engine_table(measured: dict[str, Any]) -> str:
     return table(heads.split("|"), lines) + _engine_notes(measured, bandwidth)
 
 
+def engine_steps(measured: dict[str, Any]) -> str:
+    """Return how steps run on a GPU, one line per model."""
+    runs = {(row["shape"], row["dtype"]): row["run"] for row in measured["rows"]}
+    lines = [
+        [
+            shape,
+            dtype,
+            run["device"],
+            f"{run['step']}, {run['width']} rows",
+            "yes" if run["bitwise"] else "no",
+            f"{run['step_ms']:.2f}",
+            f"{run['decoder_s']:.0f}",
+            f"{run['capture_s']:.2f}",
+            f"{run['kernel_error']:.1e}",
+        ]
+        for (shape, dtype), run in runs.items()
+    ]
+    heads = "shape|dtype|device|step|same bits with drafts|ms behind 1,024 tokens|s to load"
+    heads += "|s to capture|error of attention"
+    return table(heads.split("|"), lines) + origin(measured)
+
+
+def engine_gpu(measured: dict[str, Any]) -> str:
+    """Return what drafts bring on a GPU, a sentence per model."""
+    rows = {(row["shape"], row["work"], row["arm"]): row for row in measured["rows"]}
+    told = []
+    for (shape, work, arm), row in rows.items():
+        if (work, arm) == ("recorded", "llma"):
+            plain, run = rows[shape, work, "plain"], row["run"]
+            told.append(
+                f"On an {run['device']}, random weights of {shape} in {run['dtype']} take "
+                f"{plain['ms_per_token']:.2f} ms per token without drafts and "
+                f"{row['ms_per_token']:.2f} ms with them: {interval(row['ratio']['plain'])} times "
+                f"quicker, whole answers {interval(row['answer_ratio']['plain'])} times, over "
+                f"{row['prompts']} recorded answers (commit {measured['commit']})."
+            )
+    return " ".join(told) + "\n"
+
+
 def engine_first_token(measured: dict[str, Any]) -> str:
     """Return by how much references delay the first token of our own engine."""
     lines = []

@@ -149,6 +149,7 @@ class Decoder:
                     for _ in compile_drafter():
                         bar.update()
         most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
+        self._worker = Worker(runner.run)
         self._loop = Loop(
             self.model,
             self.tokenizer,
@@ -157,8 +158,8 @@ class Decoder:
             defaults=self._defaults,
             prefixes=PrefixCache(runner, most_bytes) if most_bytes else None,
             drafting=replace(self._drafting, costs=lambda tokens: calibrated().curve(tokens)),
+            load=self._worker.load,
         )
-        self._worker = Worker(runner.run)
         weakref.finalize(self, self._worker.stop)
 
     @classmethod

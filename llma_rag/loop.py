@@ -1,9 +1,10 @@
 """The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,7 +30,7 @@ from llma_rag.sampling import Choose, Chooser, fresh_seed, likeliest
 from llma_rag.stopping import Criteria
 from llma_rag.task import Counts, Task
 from llma_rag.verification import accepted
-from llma_rag.worker import Decoding
+from llma_rag.worker import Decoding, Load
 
 MAX_RESERVED = 1024
 """Tokens of an answer for which cache memory is taken at once."""
@@ -48,6 +49,7 @@ class Loop:
         defaults: GenerationOptions,
         drafting: Drafting,
         prefixes: PrefixCache | None = None,
+        load: Load | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -56,6 +58,7 @@ class Loop:
         self._defaults = defaults
         self._drafting = drafting
         self._prefixes = prefixes
+        self._load = load or Load()
         self._vocab_size = _vocab_size(model)
         self._special = frozenset(int(one) for one in tokenizer.all_special_ids)
         self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
@@ -79,26 +82,45 @@ class Loop:
         pending: Sequence[int] = tuple(context)
         if self._prefixes is not None:
             pending = yield from self._all_but_last_chunk(self._prefixes, task)
-        draft = Draft()
+        draft, shown = Draft(), False
         step, outcome = yield from _run(Pass(task.row, pending))
         while True:
+            likeliest = self._likeliest(outcome, task)
             nodes = _commit(step, draft, task.chooser.over(outcome, context), task)
             task.counts.add(step, len(nodes))
             if answer.finish_reason is not None:
                 break
-            # The first token is shown at once, later ones while the device runs the next pass.
-            late = self._runner.is_asynchronous and task.counts.forward_passes > 1
+            # The first token is shown at once, later ones while the device runs the next step.
+            late = shown and self._runner.is_asynchronous and self._load.active <= 1
             if not late:
                 yield from _news(answer)
+            shown = True
             self._runner.keep(step, nodes)
-            _recycle(step, nodes, outcome, task)
+            _recycle(step, nodes, likeliest, task)
             draft = self._draft(task)
             following = Pass(task.row, context[-1:], draft.tokens, draft.parents)
-            step, outcome = yield from _run(following)
-            if late:
+            try:
+                step, outcome = yield from _run(following)
+            except Exception:
                 yield from _news(answer)
+                raise
+            yield from _news(answer)
         yield from _news(answer)
         self._drafters.store(task)
+
+    def _likeliest(self, outcome: Outcome, task: Task) -> Callable[[], np.ndarray] | None:
+        """Return what waits for the tokens to recycle; None where nothing is recycled.
+
+        On a device that runs on by itself they are looked for at once, behind the step.
+        """
+        recycler = task.experience.recycler
+        if recycler is None or not task.request.draft:
+            return None
+        width = recycler.width
+        if not self._runner.is_asynchronous:
+            return lambda: np.asarray(likeliest(outcome.logits, width).cpu())
+        found = likeliest(outcome.logits, width)
+        return lambda: np.asarray(found.cpu())
 
     def _all_but_last_chunk(
         self, prefixes: PrefixCache, task: Task
@@ -219,17 +241,17 @@ def _news(answer: Answer) -> Iterator[GenerationChunk]:
         yield chunk
 
 
-def _recycle(step: Pass, nodes: Sequence[int], outcome: Outcome, task: Task) -> None:
+def _recycle(
+    step: Pass, nodes: Sequence[int], likeliest: Callable[[], np.ndarray] | None, task: Task
+) -> None:
     """Remember the likeliest tokens behind those of a pass; accepted ones count last."""
     recycler = task.experience.recycler
-    if recycler is None or not task.request.draft:
+    if recycler is None or likeliest is None:
         return
     refused = set(range(len(step.drafted))).difference(nodes)
     order = [*(1 + node for node in sorted(refused)), 0, *(1 + node for node in nodes)]
     tokens = (step.committed[-1], *step.drafted)
-    recycler.observe(
-        [tokens[row] for row in order], likeliest(outcome.logits, recycler.width)[order]
-    )
+    recycler.observe([tokens[row] for row in order], likeliest()[order])
 
 
 def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:

@@ -132,8 +132,8 @@ def greedy(outcome: Outcome, context: Sequence[int]) -> Choose:
     return choose
 
 
-def likeliest(logits: torch.Tensor, count: int) -> np.ndarray:
-    """Return the ids of the `count` largest logits of each row, largest first, shape (rows, count).
+def likeliest(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the ids of the `count` largest logits of each row, largest first, [rows, count].
 
     They lie in the `count` blocks with the largest maxima; finding those first is quicker than
     `topk` over a large vocabulary.
@@ -143,14 +143,12 @@ def likeliest(logits: torch.Tensor, count: int) -> np.ndarray:
     """
     rows, size = logits.shape
     if size < 4 * BLOCK * count:
-        ids = logits.topk(min(count, size)).indices
-        return np.asarray(ids.cpu())
+        return logits.topk(min(count, size)).indices
     whole = logits[:, : size - size % BLOCK].reshape(rows, -1, BLOCK)
     blocks = whole.amax(-1).topk(count).indices
     inside = whole.gather(1, blocks[:, :, None].expand(-1, -1, BLOCK)).reshape(rows, -1)
     best = inside.topk(count).indices
-    ids = blocks.gather(1, best // BLOCK) * BLOCK + best % BLOCK
-    return np.asarray(ids.cpu())
+    return blocks.gather(1, best // BLOCK) * BLOCK + best % BLOCK
 
 
 def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Protocol
 
 from llma_rag.engine.outcome import Outcome
@@ -39,6 +40,17 @@ class Sink(Protocol):
     def fail(self, error: BaseException) -> None:
         """Deliver an error as it was raised."""
         ...
+
+
+@dataclass
+class Load:
+    """How much a worker has to do.
+
+    Attributes:
+        active: Requests that are decoded in turns now.
+    """
+
+    active: int = 0
 
 
 class _Job:
@@ -83,9 +95,13 @@ class Worker:
     """A thread that runs all forward passes of one model.
 
     The thread starts with the first request, is a daemon, and is started again in a forked child.
+
+    Attributes:
+        load: What it has to do.
     """
 
     def __init__(self, run: Callable[[Pass], Outcome], name: str = "llma-rag") -> None:
+        self.load = Load()
         self._run = run
         self._name = name
         self._lock = threading.Lock()
@@ -101,7 +117,10 @@ class Worker:
                 self._queue = queue.SimpleQueue()
                 self._process = os.getpid()
                 self._thread = threading.Thread(
-                    target=_serve, args=(self._queue, self._run), name=self._name, daemon=True
+                    target=_serve,
+                    args=(self._queue, self._run, self.load),
+                    name=self._name,
+                    daemon=True,
                 )
                 _serving[self._thread] = self._queue
                 self._thread.start()
@@ -129,11 +148,14 @@ def _leave() -> None:
         thread.join()
 
 
-def _serve(jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome]) -> None:
+def _serve(
+    jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome], load: Load
+) -> None:
     active: list[_Job] = []
     open_for_more = True
     while (open_for_more or active) and not _leaving.is_set():
         open_for_more = _admit(jobs, active, open_for_more)
+        load.active = len(active)
         active = [job for job in active if _advance(job, run)]
 
 

@@ -142,8 +142,9 @@ def test_without_triton_steps_on_cuda_attend_by_sdpa(
     config = copy.deepcopy(model.config)
     config.head_dim = 16
     on_gpu = SimpleNamespace(
-        config=config, device=torch.device("cuda"), named_parameters=model.named_parameters
-    )
+        config=config, device=torch.device("cuda"), named_parameters=model.named_parameters,
+        _modules={}, _forward_hooks={}, _forward_pre_hooks={},
+    )  # fmt: skip
     monkeypatch.setattr(compiled_step, "find_spec", find)
     monkeypatch.setattr(bitwise, "CapturedSteps", lambda *_: "captured")
     monkeypatch.setattr(bitwise, "CompiledStep", lambda *_: "compiled")

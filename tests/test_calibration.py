@@ -9,7 +9,7 @@ import torch
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
-from llma_rag.engine.machine import processor
+from llma_rag.engine.machine import is_intel, processor
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.folders import cache_folder
@@ -198,6 +198,14 @@ def test_a_processor_is_named_with_its_instructions(tmp_path, flags, named):
     listing = tmp_path / "cpuinfo"
     listing.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n\n")
     assert processor(listing) == named
+
+
+def test_intels_processors_are_told_from_others(tmp_path):
+    listing = tmp_path / "cpuinfo"
+    assert not is_intel(listing)
+    for vendor, intel in (("GenuineIntel", True), ("AuthenticAMD", False)):
+        listing.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n\n")
+        assert is_intel(listing) is intel
 
 
 def test_a_processor_has_a_name_where_nothing_lists_it(tmp_path):

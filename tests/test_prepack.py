@@ -161,7 +161,11 @@ def test_operators_that_are_wrong_are_not_used(
 
 
 @needs_onednn
-def test_narrow_passes_take_the_rows_that_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("least", [1, 4])
+def test_narrow_passes_take_the_rows_that_cost_no_more(
+    least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "LEAST_ROWS", least)
     taken: list[int] = []
     original = torch.ops.mkldnn._linear_pointwise
 
@@ -176,4 +180,4 @@ def test_narrow_passes_take_the_rows_that_cost_no_more(monkeypatch: pytest.Monke
         for rows in (1, 2, 3, 4, 5):
             states = torch.randn(1, rows, 24)
             torch.testing.assert_close(packed(states), layer(states), rtol=1e-5, atol=1e-5)
-    assert taken == [4, 4, 4, 4, 5]
+    assert taken == [max(least, rows) for rows in (1, 2, 3, 4, 5)]

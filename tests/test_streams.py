@@ -77,6 +77,37 @@ def test_text_is_shown_before_the_next_pass_or_while_it_runs(
     assert result.token_ids == whole.token_ids
 
 
+def test_text_that_waits_for_a_pass_is_shown_if_it_fails(
+    counting: CountingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepRunner, "is_asynchronous", True)
+    counting.forwards, counting.fail_at = 0, 5
+    stream = counting.decoder.stream(PROMPT, draft=False, max_new_tokens=12)
+    chunks = [next(stream) for _ in range(4)]
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 4
+
+
+def test_text_does_not_wait_for_the_passes_of_other_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(StepRunner, "is_asynchronous", True)
+    decoder = tiny_decoder("llama-gqa")
+    load = decoder.loop._load
+    decoding = decoder.loop.decode(
+        GenerationRequest(prompt=PROMPT, draft=False, options={"max_new_tokens": 12})
+    )
+    events = [next(decoding)]
+    for active in (1, 1, 2, 2):
+        load.active = active
+        while not isinstance(events[-1], Pass):
+            events.append(next(decoding))
+        events.append(decoding.send(decoder.runner.run(events[-1])))
+    kinds = "".join("p" if isinstance(event, Pass) else "c" for event in events)
+    assert kinds == "pcpp" + "ccpc"  # the late chunk, then each before the next pass
+
+
 def test_the_join_of_a_stream_is_the_answer():
     decoder = tiny_decoder("llama-gqa")
     whole = decoder.generate(PROMPT, max_new_tokens=40)

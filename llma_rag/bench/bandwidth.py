@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from llma_rag.bench.timing import ArmRow
 from llma_rag.engine.cache import layer_count
 
-BLOCK, TIMES = 1 << 28, 5
-"""Bytes of a block, and how often it is copied and read; the quickest time counts."""
+BLOCK, TIMES = {"cpu": 1 << 28, "cuda": 1 << 30}, 5
+"""Bytes of a block by device, and how often it is copied and read; the quickest time counts."""
 
 
 def traffic(model: PreTrainedModel) -> dict[str, float]:
@@ -58,12 +58,13 @@ def _kv_bytes(model: PreTrainedModel) -> int:
 
 def _memory_rate(device: torch.device) -> float:
     """Return bytes per second of passes over blocks larger than any cache."""
-    block = torch.zeros(BLOCK // 8, dtype=torch.long, device=device)
+    size = BLOCK.get(device.type, BLOCK["cpu"])
+    block = torch.zeros(size // 8, dtype=torch.long, device=device)
     other = torch.empty_like(block)
     rates = []
     ways: list[tuple[Callable[[], Any], int]] = [
-        (lambda: other.copy_(block), 2 * BLOCK),
-        (block.sum, BLOCK),
+        (lambda: other.copy_(block), 2 * size),
+        (block.sum, size),
     ]
     for do, moved in ways:
         for _ in range(1 + TIMES):

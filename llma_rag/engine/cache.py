@@ -80,8 +80,8 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         assert self.keys is not None
         assert self.values is not None
         if end > self.keys.shape[-2]:
-            self.keys = _grown(self.keys, end)
-            self.values = _grown(self.values, end)
+            grown = _grown(self.keys, end), _grown(self.values, end)
+            self.keys, self.values = grown  # both, or none where memory ran out
         return self.keys, self.values
 
     def read(self, row: int, start: int, end: int) -> KeysValues:

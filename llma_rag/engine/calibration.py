@@ -26,7 +26,7 @@ from llma_rag.folders import cache_folder
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -200,7 +200,7 @@ def _relative(times: Mapping[int, float]) -> dict[int, float]:
 
 
 def _key(runner: StepRunner) -> str:
-    """Return what a measurement holds for: model, device, dtype, kernels, threads."""
+    """Return what a measurement holds for: model, device, dtype, kernels, shapes, threads."""
     model = runner.model
     config = model.config.get_text_config(decoder=True).to_dict()
     sizes = {name: value for name, value in config.items() if isinstance(value, (int, float))}
@@ -215,6 +215,8 @@ def _key(runner: StepRunner) -> str:
         "machine": [platform.machine(), platform.node(), device.type],
         "dtype": str(model.dtype),
         "kernel": model.config._attn_implementation,
+        "width": None if runner.fixed is None else runner.fixed.width,
+        "step": None if runner.captured is None else type(runner.captured.function).__name__,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -3,7 +3,9 @@
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +61,10 @@ class CapturedSteps:
         self.seconds = 0.0
         self.function = function
         self._width = width
+        device = function.device
+        self._on_device: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if device.type == "cuda":
+            self._on_device = partial(torch.cuda.device, device)
         self._graphs: weakref.WeakKeyDictionary[SlabCache, _Step] = weakref.WeakKeyDictionary()
         self._free: OrderedDict[int, SlabCache] = OrderedDict()
 
@@ -91,6 +97,12 @@ class CapturedSteps:
         Returns:
             Logits, [rows, vocabulary], and their tokens, both to be read before the next step.
         """
+        with self._on_device():
+            return self._run(slab, tokens, positions, rows)
+
+    def _run(
+        self, slab: SlabCache, tokens: Sequence[int], positions: Sequence[int], rows: int
+    ) -> Outcome:
         needed = slab.lengths[0] + self._width
         step = self._graphs.get(slab)
         if step is not None and step.fits(needed):
@@ -152,7 +164,10 @@ class _Step:
             self._forward()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other decoders go on
+        stream: Any = (
+            torch.cuda.Stream
+        )  # untyped in torch; of this device, where several are in use
+        with torch.cuda.graph(graph, stream=stream(), capture_error_mode="thread_local"):
             self._forward()
         return graph
 

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.outcome import likeliest_tokens
-from llma_rag.engine.twin import twin
+from llma_rag.engine.twin import is_hooked, twin
 
 VERIFIED = "llma_verified"
 """Name under which `verified_attention` is registered with transformers, with no mask function."""
@@ -73,7 +73,8 @@ AttentionInterface.register(VERIFIED, verified_attention)
 def can_capture(model: PreTrainedModel) -> bool:
     """Return whether the kernel knows all that a model's attention does.
 
-    False for windows, soft caps, sinks and head sizes that are no power of two.
+    False for windows, soft caps, sinks and head sizes that are no power of two, and where hooks
+    want to be told of each pass, which a graph does not tell.
     """
     text = model.config.get_text_config(decoder=True)
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -82,7 +83,8 @@ def can_capture(model: PreTrainedModel) -> bool:
     capped = getattr(text, "attn_logit_softcapping", None)
     sinks = any("sinks" in name for name, _ in model.named_parameters())
     rounded = size >= 16 and size & (size - 1) == 0
-    return plain and rounded and not (windowed or capped or sinks) and bool(find_spec("triton"))
+    unknown = windowed or capped or sinks or is_hooked(model)
+    return plain and rounded and not unknown and bool(find_spec("triton"))
 
 
 class CompiledStep:

@@ -143,7 +143,7 @@ def verify(
         query: [sequences, heads, width, head_dim], head_dim a power of two of at least 16.
         keys: [slots, kv_heads, capacity, head_dim]; the step's own stand behind the kept ones.
         values: As `keys`, with the same strides.
-        starts: Kept tokens of each sequence, int32 [sequences].
+        starts: Kept tokens of each sequence, int32 or int64 [sequences].
         slots: Which row of the slab each sequence has, int32 [sequences].
         ancestors: Bit j of entry i is set where row i sees row j, int64 [sequences, width].
         scaling: Factor of the scores.

@@ -1,4 +1,4 @@
-"""Name the machine that a measurement ran on."""
+"""Name the processor that we run on."""
 
 import platform
 from pathlib import Path
@@ -13,11 +13,22 @@ def processor(listing: Path = Path("/proc/cpuinfo")) -> str:
     Args:
         listing: Where Linux lists the processors.
     """
-    if not listing.exists():
+    said = _said(listing)
+    if not said:
         return platform.processor() or platform.machine()
-    lines = (line.partition(":") for line in listing.read_text().splitlines())
-    said = {name.strip(): value.strip() for name, _, value in lines}
     name = said.get("model name") or platform.machine()
     known = said.get("flags", "").split()
     widest = next((called for flag, called in INSTRUCTIONS if flag in known), None)
     return f"{name} ({widest})" if widest else name
+
+
+def is_intel(listing: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether Linux says that the processor is one of Intel's."""
+    return _said(listing).get("vendor_id") == "GenuineIntel"
+
+
+def _said(listing: Path) -> dict[str, str]:
+    if not listing.exists():
+        return {}
+    lines = (line.partition(":") for line in listing.read_text().splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}

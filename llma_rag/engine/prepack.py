@@ -7,13 +7,15 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from llma_rag.engine.machine import is_intel
+
 ROWS = 16
 """Rows of a pass for which oneDNN is asked to choose a layout; others run in it as well."""
 
-LEAST_ROWS = 4
-"""Rows that a narrower pass is filled up to with its own: oneDNN's kernels for one, two and three
-rows read the same weights in up to 1.5 times the time."""
-
+LEAST_ROWS = 1 if is_intel() else 4
+"""Rows that a narrower pass is filled up to with its own. On the AMD processor that was tried,
+oneDNN's kernels for one, two and three rows read the same weights in up to 1.5 times the time; on
+the Intel one, whose memory was slower, the kernel for one row is the quickest."""
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers, side by side in one module, that read the same input and are computed together: a call

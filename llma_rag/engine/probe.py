@@ -18,7 +18,7 @@ from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner, check_model
-from llma_rag.engine.twin import modules_of
+from llma_rag.engine.twin import is_hooked, modules_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
 
 PROBED_TOKENS = 32
@@ -71,11 +71,15 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
 def picture(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a verdict and a runner hang on; it is another one once the model was changed.
 
-    Values of weights do not count, modules, their devices and the size of the vocabulary do.
+    Values of weights do not count, modules, their devices and the size of the vocabulary do, and
+    on CUDA hooks and where weights lie, as graphs know nothing of others.
     """
     kernel = getattr(model.config, "_attn_implementation", None)
     weight = model.get_input_embeddings().weight
-    kind = (model.dtype, model.device, kernel, weight.shape, can_be_fast(model))
+    known: tuple[object, ...] = ()
+    if model.device.type == "cuda":
+        known = (is_hooked(model), *(one.data_ptr() for one in model.parameters()))
+    kind = (model.dtype, model.device, kernel, weight.shape, can_be_fast(model), *known)
     return (*kind, *modules_of(model))
 
 

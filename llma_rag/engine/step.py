@@ -122,11 +122,13 @@ class StepRunner:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether `run` returns before the pass is done."""
-        return self._device.type != "cpu"
+        """Whether `run` returns long before the step is done."""
+        return self.captured is not None and self._device.type != "cpu"
 
     def open_row(self, capacity: int) -> Row:
         """Return an empty sequence with room for `capacity` tokens; it grows where it must."""
+        if self.fixed is not None:
+            capacity += self.fixed.width  # the last step is as wide as all others
         steps = self.captured
         slab = None if steps is None else steps.take(capacity)
         memory = memory_of(self.model, self.verdict.memory, capacity)

@@ -56,6 +56,11 @@ def modules_of(model: nn.Module) -> tuple[object, ...]:
     return tuple(map(weakref.ref, _walk(model)))
 
 
+def is_hooked(model: nn.Module) -> bool:
+    """Return whether somebody hooked into a module's forward, who wants to be told of each pass."""
+    return any(one._forward_hooks or one._forward_pre_hooks for one in _walk(model))
+
+
 def _walk(model: nn.Module) -> list[nn.Module]:
     """Return all modules, as `modules()` does in five times the time: requests wait for this."""
     found = [model]

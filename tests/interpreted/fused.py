@@ -1,6 +1,7 @@
 """Steps of our own kernels on the CPU, without a graph; `tests/test_kernels.py` runs this."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from llma_rag.engine import fused
+from llma_rag.engine import bitwise, fused
 from llma_rag.engine.bitwise import agrees, is_bitwise
 from llma_rag.engine.cache import SlabCache, layer_count
 from llma_rag.engine.captured import CapturedSteps
+from llma_rag.engine.compiled_step import CompiledStep, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.fused import FusedStep, can_fuse
 from llma_rag.engine.probe import runner_of
@@ -24,6 +26,14 @@ from llma_rag.engine.step import Pass, StepRunner
 from tests.interpreted.captured import rows_keep_their_bits
 
 WIDTH = 16
+
+
+@pytest.fixture(autouse=True)
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies the bits of bfloat16 as whole numbers."""
+    monkeypatch.setattr(fused, "DTYPES", {torch.float16})
+
+
 SIZES: dict[str, Any] = {
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
@@ -151,9 +161,10 @@ def single(model: Any) -> None:
 @pytest.mark.parametrize("change", [hooked, quantised, single])
 def test_what_the_kernels_do_not_know_is_not_fused(change: Callable[[Any], None]) -> None:
     model = made(LlamaConfig(**SIZES, intermediate_size=256))
+    assert can_capture(model)
     assert can_fuse(model)
     change(model)
-    assert not can_fuse(model)
+    assert not (can_capture(model) and can_fuse(model))
 
 
 @pytest.mark.parametrize(
@@ -184,4 +195,18 @@ def test_a_row_of_a_request_that_ended_is_free_at_once(model: PreTrainedModel) -
     slab = row.memory.cache
     assert steps.take(64) is None
     row.release()
+    row.release()
     assert steps.take(64) is slab
+    assert steps.take(64) is None
+
+
+def test_our_kernels_are_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(LlamaConfig(**SIZES, intermediate_size=256))
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(model=gpu, verdict=SimpleNamespace(fast=True))
+    for name in ("can_capture", "can_fuse"):
+        monkeypatch.setattr(bitwise, name, lambda _: True)
+    for kind in (FusedStep, CompiledStep):
+        monkeypatch.setattr(bitwise, kind.__name__, lambda _, width, kind=kind: kind(model, width))
+    ways = [*bitwise._ways(on_gpu, 4)]
+    assert [type(one and one.function) for one in ways] == [FusedStep, CompiledStep, type(None)]

@@ -6,7 +6,7 @@ import torch
 from llma_rag.engine import kernels
 from llma_rag.verification import ancestors
 
-HEADS, KV_HEADS, DIM, CAPACITY, SLOTS = 4, 2, 16, 320, 3
+HEADS, KV_HEADS, DIM, CAPACITY, SLOTS = 4, 2, 16, 1152, 3
 
 
 def bits(parents: list[int]) -> list[int]:
@@ -54,7 +54,7 @@ def in_float64(
     return output
 
 
-@pytest.mark.parametrize("start", [0, 1, 63, 255, 256, 300])
+@pytest.mark.parametrize("start", [0, 1, 63, 255, 256, 300, 1100])
 def test_chains_see_what_stands_before_them(start: int) -> None:
     query, (keys, values), seen = queries(1, 5), slab(0), [chain(5)]
     got = kernels.verify(query, keys, values, *plan([start], [1], seen), DIM**-0.5)
