@@ -41,7 +41,6 @@ class Tiles:
 PROJECT, ADD, ACTIVATE, PREDICT = Tiles(64), Tiles(64, 4), Tiles(64, block=64, stages=5), Tiles(64)
 """Chosen by timing on an H200."""
 
-
 PREFETCHED = 2
 """Lines of each row of weights that are brought into the cache before the inputs are there."""
 
@@ -49,7 +48,7 @@ PREFETCHED = 2
 def can_fuse(model: PreTrainedModel) -> bool:
     """Return whether the kernels know all that a model's layers do.
 
-    Called for models that `captured.can_capture` accepts.
+    Called for models that `compiled_step.can_capture` accepts.
     """
     inner = getattr(model, "model", None)
     layers: Any = getattr(inner, "layers", None)

@@ -23,6 +23,12 @@ from llma_rag.engine.warmup import capture
 WIDTH = 4
 
 
+@pytest.fixture(autouse=True)
+def not_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes its time; `kernels.py` beside this looks far back."""
+    monkeypatch.setattr(bitwise, "FAR", 32)
+
+
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(0)
