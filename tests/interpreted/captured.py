@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
-from llma_rag.engine import bitwise
+from llma_rag.engine import bitwise, kernels
 from llma_rag.engine.bitwise import agrees, is_bitwise
 from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.compiled_step import VERIFIED, CompiledStep, can_capture
@@ -25,8 +25,9 @@ WIDTH = 4
 
 @pytest.fixture(autouse=True)
 def not_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes its time; `kernels.py` beside this looks far back."""
+    """The interpreter takes its time; `kernels.py` beside this looks far back, in all pieces."""
     monkeypatch.setattr(bitwise, "FAR", 32)
+    monkeypatch.setattr(kernels, "TOGETHER", 1)
 
 
 @pytest.fixture(scope="module")
