@@ -1,4 +1,4 @@
-# Triton takes no annotations (ANN), and a kernel branches on what is known when it is compiled (C901).
+# Triton takes no annotations (ANN), and kernels branch on what is known when compiling (C901).
 # ruff: noqa: ANN001, ANN201, ANN202, C901
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 """A decoder layer of the Llama family in few Triton kernels; importing it needs Triton.
