@@ -50,7 +50,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of their tokenizer")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="+", default=["0.5b"], choices=list(SHAPES))
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["bfloat16", "float32"],
+        help="`float32-full` has weights that bfloat16 does not hold",
+    )  # fmt: skip
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("--minutes", type=float, default=18, help="of all timing together")
     parser.add_argument("--prompts", type=int, default=8)
@@ -78,9 +81,10 @@ def _measured(
     given: argparse.Namespace, shape: str, dtype: str, traces: Sequence[TraceTokens], seconds: float
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of one shape and dtype, which together take about `seconds`."""
-    own = random_model(shape, getattr(torch, dtype), given.device)
-    kind: Any = PreTrainedTokenizerFast
-    words = kind(tokenizer_object=load_tokenizer(given.tokenizer))
+    name, _, kind = dtype.partition("-")
+    own = random_model(shape, getattr(torch, name), given.device, full=kind == "full")
+    fast: Any = PreTrainedTokenizerFast
+    words = fast(tokenizer_object=load_tokenizer(given.tokenizer))
     # Recorded answers are not what random weights hold likely: there is nothing to recycle.
     began = time.monotonic()
     decoder = Decoder(packed(own), words, recycling=False)

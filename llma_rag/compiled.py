@@ -7,13 +7,14 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
-from numba import njit
+from numba import cfunc, njit
 
 from llma_rag.folders import cache_folder
 
@@ -45,7 +46,7 @@ def folder_for(package: Path, base: Path | None = None) -> Path | None:
         The folder; None where there are no sources or it cannot be written.
     """
     try:
-        texts = [file.read_bytes() for file in sorted(package.glob("*.py"))]
+        texts = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
         sources = [text for text in texts if b"@compiled" in text]
         if not sources:
             return None
@@ -71,12 +72,33 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Functions become parts of those that call them: numba counts references of every array that is
     passed between functions, which takes longer than most of them.
     """
+    with _in_folder():
+        made = njit(cache=FOLDER is not None, error_model="numpy", forceinline=True)(function)
+    return cast(Callable[P, R], made)
+
+
+def callback(signature: Any) -> Callable[[Callable[P, R]], Any]:
+    """Compile a function at once into one that other languages call by its `address`.
+
+    Args:
+        signature: numba's type of the function.
+    """
+
+    def decorate(function: Callable[P, R]) -> Any:
+        with _in_folder():
+            return cfunc(signature, cache=FOLDER is not None, error_model="numpy")(function)
+
+    return decorate
+
+
+@contextmanager
+def _in_folder() -> Iterator[None]:
+    """Have numba keep what is declared meanwhile in our folder."""
     before, CONFIG.CACHE_DIR = CONFIG.CACHE_DIR, str(FOLDER or "")
     try:
-        made = njit(cache=FOLDER is not None, error_model="numpy", forceinline=True)(function)
+        yield
     finally:
         CONFIG.CACHE_DIR = before
-    return cast(Callable[P, R], made)
 
 
 @compiled

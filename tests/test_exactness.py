@@ -7,7 +7,7 @@ import pytest
 from llma_rag import Decoder
 from llma_rag.engine import bitwise, calibration
 from llma_rag.engine.calibration import SWITCH
-from llma_rag.engine.prepack import PrepackedLinear, can_prepack
+from llma_rag.engine.prepack import PrepackedLinear, can_multiply
 from tests.models import VOCAB, character_tokenizer, tiny_model
 
 PROMPTS = [[0, *[4 + (seed * 7 + n * n) % (VOCAB - 4) for n in range(12)] * 2] for seed in range(4)]
@@ -51,7 +51,7 @@ def test_measured_costs_reach_the_drafter(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert with_costs.stats.drafted_tokens == 0 < without.stats.drafted_tokens
 
 
-@pytest.mark.skipif(not can_prepack(tiny_model("qwen2").dtype), reason="torch without oneDNN")
+@pytest.mark.skipif(not can_multiply(tiny_model("qwen2").dtype), reason="torch alone")
 def test_a_loaded_model_is_prepacked_unless_refused(tmp_path: Path) -> None:
     tiny_model("qwen2").save_pretrained(tmp_path)
     character_tokenizer().save_pretrained(tmp_path)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from llma_rag.engine import load as loading
+from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.load import load
+from llma_rag.engine.onednn_product import OneDnnProduct
 from tests.models import character_tokenizer, tiny_model
 
 Save = Callable[[torch.dtype], Path]
@@ -26,7 +28,7 @@ def save(tmp_path: Path) -> Save:
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, *missing: torch.dtype) -> None:
-    monkeypatch.setattr(loading, "can_prepack", lambda dtype: dtype not in missing)
+    monkeypatch.setattr(loading, "can_multiply", lambda dtype: dtype not in missing)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -57,3 +59,26 @@ def test_the_dtype_stays_where_float32_gains_nothing(save, monkeypatch, missing)
     _without(monkeypatch, *missing)
     model, _ = load(save(torch.bfloat16), {"device": "cpu", "prepack": False, "dtype": "auto"})
     assert model.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_that_become_float32_are_laid_out_from_their_own_weights(save, monkeypatch, dtype):
+    """No weight is held in float32 but those that nothing else holds."""
+    folder = save(dtype)
+    expected, _ = load(folder, {"device": "cpu", "prepack": False, "dtype": torch.float32})
+    _without(monkeypatch, torch.bfloat16, torch.float16)
+    widened: list[torch.Size] = []
+    original = OneDnnProduct.__init__
+
+    def noted(self: OneDnnProduct, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        widened.append(weight.shape)
+        original(self, weight, bias)
+
+    monkeypatch.setattr(OneDnnProduct, "__init__", noted)
+    model, _ = load(folder, {"device": "cpu"})
+    assert model.dtype is torch.float32
+    if can_keep_bf16():
+        assert bool(widened) == (dtype is torch.float16)
+    ids = torch.arange(4, 20)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)

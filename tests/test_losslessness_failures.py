@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -49,8 +49,18 @@ def right(decoder: Decoder) -> None:
     assert result.stats.forward_passes < 12
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise, which a shell has its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("at", range(1, STEPS))
-def test_T28_a_keyboard_interrupt_at_any_position_stops_the_model(at: int) -> None:
+def test_T28_a_keyboard_interrupt_at_any_position_stops_the_model(
+    at: int, interruptible: None
+) -> None:
     """The worker waits at the position until the caller is interrupted."""
     decoder = tell(ANSWER)
     gone = threading.Event()

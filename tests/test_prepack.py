@@ -1,4 +1,4 @@
-"""Prepacked layers compute the same, are ours alone, and are done without where oneDNN is not."""
+"""Exchanged layers compute the same, are ours alone, and are left where nothing is better."""
 
 import copy
 from collections.abc import Iterator
@@ -7,24 +7,30 @@ import pytest
 import torch
 from torch import nn
 
-from llma_rag.engine import prepack
-from llma_rag.engine.prepack import PrepackedLinear, can_prepack, prepack_in_place, prepacked
+from llma_rag.engine import onednn_product, prepack
+from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16
+from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack
+from llma_rag.engine.prepack import PrepackedLinear, prepack_in_place, prepacked
 from llma_rag.engine.twin import twin
 from tests.models import VOCAB, greedy, tiny_model
 
 needs_onednn = pytest.mark.skipif(
     not can_prepack(torch.float32), reason="oneDNN is not part of this torch build"
 )
+needs_bf16 = pytest.mark.skipif(
+    not can_keep_bf16() or not can_prepack(torch.float32), reason="our kernel does not run here"
+)
 
 
 @pytest.fixture
 def without_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Take the private operators away, as another torch may."""
+    """Take the private operators away, as another torch may, and our own kernel."""
 
     def missing(*_: object) -> torch.Tensor:
         raise AttributeError("_reorder_linear_weight")
 
-    monkeypatch.setattr(prepack, "_pack", missing)
+    monkeypatch.setattr(OneDnnProduct, "__init__", missing)
+    monkeypatch.setattr(prepack, "can_keep_bf16", lambda: False)
     can_prepack.cache_clear()
     yield
     can_prepack.cache_clear()
@@ -45,6 +51,7 @@ def test_layers_compute_what_linear_computes(dtype: torch.dtype, rows: int) -> N
     with torch.inference_mode():
         expected = layer(states)
         (packed,) = prepacked(nn.Sequential(layer)).values()
+        assert isinstance(packed._packed.product, OneDnnProduct)
         tolerance = 1e-5 if dtype is torch.float32 else 2e-2
         torch.testing.assert_close(packed(states), expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(packed.weight, layer.weight)
@@ -63,14 +70,14 @@ def test_layers_over_one_input_are_computed_by_one_call(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And with any other input by calls of their own, whatever the order."""
-    model, calls, original = _gated(bias), [], prepack._linear
+    model, calls, original = _gated(bias), [], OneDnnProduct.__call__
 
-    def counted(states: torch.Tensor, *rest: object) -> torch.Tensor:
+    def counted(self: OneDnnProduct, states: torch.Tensor) -> torch.Tensor:
         calls.append(states)
-        return original(states, *rest)
+        return original(self, states)
 
     found = prepacked(model)
-    monkeypatch.setattr(prepack, "_linear", counted)
+    monkeypatch.setattr(OneDnnProduct, "__call__", counted)
     gate, up = model["gate_proj"], model["up_proj"]
     one, other = torch.randn(1, 5, 24), torch.randn(1, 5, 24)
     with torch.inference_mode():
@@ -145,6 +152,33 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
     assert prepacked(nn.Sequential(*odd)) == {}
 
 
+@needs_bf16
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("down_proj",)])
+@pytest.mark.parametrize("held", [True, False])
+def test_weights_are_kept_in_bfloat16_where_that_loses_no_bit(names, held: bool) -> None:
+    model = _gated()
+    with torch.no_grad():
+        for layer in model.values():
+            layer.weight.copy_(layer.weight.bfloat16())
+        if not held:
+            model[names[-1]].weight[3, 5] += 2**-20
+    expected = Bf16Product if held else OneDnnProduct
+    assert {type(prepacked(model)[model[name]]._packed.product) for name in names} == {expected}
+
+
+@needs_bf16
+def test_a_model_of_bfloat16_weights_computes_in_float32_what_it_did(monkeypatch) -> None:
+    model = copy.deepcopy(tiny_model("qwen2")).bfloat16()
+    wide = copy.deepcopy(model).float()
+    ids = torch.randint(4, VOCAB, (1, 20))
+    layers = sum(type(module) is nn.Linear for module in model.modules())
+    assert prepack_in_place(model, torch.float32) == layers == _count(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model.float()(ids).logits, wide(ids).logits, rtol=1e-5, atol=1e-5
+        )
+
+
 def test_without_onednn_nothing_is_exchanged(without_onednn: None) -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     assert not can_prepack(torch.float32)
@@ -155,8 +189,8 @@ def test_without_onednn_nothing_is_exchanged(without_onednn: None) -> None:
 def test_operators_that_are_wrong_are_not_used(
     without_onednn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepack, "_pack", lambda weight: weight)
-    monkeypatch.setattr(prepack, "_linear", lambda x, w, b, n: torch.zeros(*x.shape[:-1], n))
+    monkeypatch.setattr(OneDnnProduct, "__init__", lambda *_: None)
+    monkeypatch.setattr(OneDnnProduct, "__call__", lambda _, states: torch.zeros(len(states), 48))
     assert not can_prepack(torch.float32)
 
 
@@ -165,7 +199,7 @@ def test_operators_that_are_wrong_are_not_used(
 def test_narrow_passes_take_the_rows_that_cost_no_more(
     least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepack, "LEAST_ROWS", least)
+    monkeypatch.setattr(onednn_product, "LEAST_ROWS", least)
     taken: list[int] = []
     original = torch.ops.mkldnn._linear_pointwise
 

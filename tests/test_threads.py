@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llma_rag import worker
-from llma_rag.engine.threads import _loaded
+from llma_rag.engine.threads import _function
 from tests.models import tiny_decoder
 
 TASKS = Path("/proc/self/task")
@@ -35,7 +35,10 @@ os.wait()
 """
 
 
-@pytest.mark.skipif(not TASKS.exists() or not _loaded(), reason="needs Linux and OpenMP")
+@pytest.mark.skipif(
+    not TASKS.exists() or _function("omp_pause_resource_all") is None,
+    reason="needs Linux and OpenMP",
+)
 def test_helpers_go_and_come_back_and_a_forked_process_does_not_wait_for_them() -> None:
     run = subprocess.run(
         [sys.executable, "-c", COUNT],

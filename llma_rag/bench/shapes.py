@@ -49,8 +49,17 @@ SHAPES: dict[str, PretrainedConfig] = {
 
 
 @torch.no_grad()
-def random_model(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def random_model(
+    shape: str, dtype: torch.dtype, device: str, *, full: bool = False
+) -> PreTrainedModel:
     """Return a model of a shape, in evaluation mode, with weights that keep logits finite.
+
+    Args:
+        shape: One of `SHAPES`.
+        dtype: Of the weights.
+        device: Where they are made.
+        full: Whether weights have all bits of a wider dtype; else they are numbers that bfloat16
+            holds, as those of published checkpoints of these sizes are.
 
     Raises:
         ValueError: If the shape is unknown.
@@ -61,7 +70,7 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> PreTrainedModel
         family: Any = AutoModelForCausalLM
         model = family.from_config(SHAPES[shape], dtype=dtype)
     numbers = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    numbers = numbers.to(device, dtype)
+    numbers = (numbers if full else numbers.to(torch.bfloat16)).to(device, dtype)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(1)

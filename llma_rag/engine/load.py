@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llma_rag.engine.prepack import can_prepack, prepack_in_place
+from llma_rag.engine.prepack import can_multiply, prepack_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 class LoadOptions(TypedDict, total=False):
     """How a model is loaded; names and meaning are those of transformers' `from_pretrained`.
 
-    The linear layers of a model on the CPU are put into oneDNN's layout, in place of their
-    parameters: passes become quicker, but the model can no longer be trained, saved or given
-    adapters. `prepack=False` leaves them as they are. `device` is a torch device for models that
+    The linear layers of a model on the CPU are laid out anew, in place of their parameters: passes
+    become quicker, but the model can no longer be trained, saved or given adapters.
+    `prepack=False` leaves them as they are. `device` is a torch device for models that
     fit one; None takes CUDA or MPS where there is one. `device_map` spreads a model over several.
     `dtype` left out, or `"auto"`, is that of the checkpoint; on a processor that computes 16-bit
     numbers in software it is float32, see `_computable`.
@@ -144,9 +144,11 @@ def _computable(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel
     quantised = getattr(model.config, "quantization_config", None) is not None
     if chosen or quantised or options.get("device_map") is not None or model.dtype.itemsize != 2:
         return model
-    if model.device.type != "cpu" or can_prepack(model.dtype) or not can_prepack(torch.float32):
+    if model.device.type != "cpu" or can_multiply(model.dtype) or not can_multiply(torch.float32):
         return model
     logger.info("float32 is used: this processor computes %s in software.", model.dtype)
+    if options.get("prepack", True):  # first, so that no weight is ever held in float32
+        prepack_in_place(model, torch.float32)
     converted: Any = model
     return cast("PreTrainedModel", converted.float())
 

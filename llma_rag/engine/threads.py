@@ -1,10 +1,11 @@
-"""Let go of OpenMP's idle threads, which slow down the threads that compute for another one."""
+"""Use the OpenMP threads that torch computes with, and let go of those that are idle."""
 
 import ctypes
 import os
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from typing import Any
+
+import torch
 
 _SOFT = 1
 """OpenMP's `omp_pause_soft`: threads go, settings stay."""
@@ -20,26 +21,42 @@ def release_idle_threads() -> None:
     take longer. Does nothing in a forked process, where the helpers are gone and cannot be waited
     for, nor where OpenMP 5.0's `omp_pause_resource_all` is not found.
     """
-    pause = _pause()
+    pause = _function("omp_pause_resource_all")
     if pause is not None and os.getpid() == _process:
         pause(_SOFT)
 
 
+def run_in_parallel(function: int, argument: int, threads: int | None = None) -> None:
+    """Call a compiled function in several threads at once and wait for all of them.
+
+    They are the helpers that the calling thread's torch operations use, so that no further ones
+    compete with those. The interpreter's lock is released meanwhile.
+
+    Args:
+        function: Address of a function of one address that returns nothing.
+        argument: The address that each call gets.
+        threads: How many; None for as many as torch uses.
+
+    Raises:
+        RuntimeError: If torch's OpenMP has no `GOMP_parallel`, as Windows' has not.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads == 1:
+        _CALL(function)(argument)
+        return
+    parallel = _function("GOMP_parallel")
+    if parallel is None:
+        raise RuntimeError("torch's OpenMP runs no functions of others")
+    parallel(ctypes.c_void_p(function), ctypes.c_void_p(argument), threads, 0)
+
+
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+
+
 @cache
-def _pause() -> Callable[[int], int] | None:
-    for library in _loaded():
-        try:
-            pause: Callable[[int], int] = ctypes.CDLL(library).omp_pause_resource_all
-        except (OSError, AttributeError):
-            continue
-        return pause
-    return None
-
-
-def _loaded() -> list[str]:
-    """Return the files of the OpenMP libraries that this process has loaded, on Linux."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return []
-    files = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
-    return sorted(file for file in files if "libgomp" in file or "omp5" in file)
+def _function(name: str) -> Any:
+    """Return a function of the OpenMP library that torch was linked with; None if it has none."""
+    try:
+        return getattr(ctypes.CDLL(torch._C.__file__), name)
+    except (OSError, AttributeError):
+        return None

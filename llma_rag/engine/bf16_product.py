@@ -1,0 +1,120 @@
+"""Keep the weights of float32 layers in bfloat16 where that loses no bit, to read half as much.
+
+Published checkpoints mostly hold bfloat16. In float32 their weights are the same numbers with 16
+zeros behind each; a pass that waits for memory need not read those.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+
+from llma_rag.engine.threads import run_in_parallel
+
+CACHE = 768 << 10
+"""Bytes of rows that are computed while a block of weights is at hand: they stay in most second
+caches."""
+
+ALONE = 1 << 17
+"""Products that are computed by one thread, since waking others takes longer."""
+
+
+class Bf16Product:
+    """Multiplies float32 rows by weights that bfloat16 holds exactly, and adds in float32."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Keep a weight.
+
+        Args:
+            weight: bfloat16, or float32 that `holds` says bfloat16 holds; [outputs, inputs].
+            bias: [outputs]; None for none.
+        """
+        self._outputs, self._inputs = weight.shape
+        self._blocks = in_blocks(weight)
+        self.bias = None if bias is None else bias.float()
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """Return float32 [rows, outputs] of float32 [rows, inputs].
+
+        Raises:
+            RuntimeError: If the states are not float32.
+        """
+        from llma_rag.engine.bf16_kernel import LANES, ROWS, Arguments, multiply
+
+        if states.dtype is not torch.float32 or states.device.type != "cpu":
+            raise RuntimeError(f"expected float32 on the CPU, got {states.dtype}")
+        states, rows = states.contiguous(), states.shape[0]
+        blocks = self._blocks.shape[0]
+        output = states.new_empty((rows, blocks * 2 * LANES))
+        together = max(1, CACHE // (4 * ROWS * self._inputs)) * ROWS
+        arguments = Arguments(
+            task=0,
+            states=states.data_ptr(),
+            weights=self._blocks.data_ptr(),
+            output=output.data_ptr(),
+            rows=rows,
+            blocks=blocks,
+            inner=self._inputs,
+            together=together,
+        )
+        given = np.array(arguments, np.int64)
+        alone = rows * self._blocks.numel() <= ALONE
+        run_in_parallel(multiply.address, given.ctypes.data, 1 if alone else None)
+        if self._outputs < output.shape[1]:
+            output = output[:, : self._outputs]
+        return output if self.bias is None else output.add_(self.bias)
+
+    def dense(self) -> torch.Tensor:
+        """Return a copy of the weight, float32 [outputs, inputs]."""
+        _, inputs, _, _ = self._blocks.shape
+        weight = self._blocks.permute(0, 3, 2, 1).reshape(-1, inputs)
+        return weight[: self._outputs].view(torch.bfloat16).float()
+
+
+def in_blocks(weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as the kernel reads it.
+
+    Args:
+        weight: [outputs, inputs], numbers that bfloat16 holds.
+
+    Returns:
+        Bits, int16 [blocks, inputs, lanes, 2]; of a block's outputs the first half stands in the
+        lower part of a word, the second half in the upper. Missing outputs are zero.
+    """
+    from llma_rag.engine.bf16_kernel import LANES
+
+    outputs, inputs = weight.shape
+    blocks = -(-outputs // (2 * LANES))
+    bits = torch.zeros((blocks * 2 * LANES, inputs), dtype=torch.int16)
+    bits[:outputs] = weight.to(torch.bfloat16).view(torch.int16)
+    return bits.view(blocks, 2, LANES, inputs).permute(0, 3, 2, 1).contiguous()
+
+
+def holds(weight: torch.Tensor) -> bool:
+    """Return whether bfloat16 holds every number of a weight exactly."""
+    if weight.dtype is torch.bfloat16:
+        return True
+    return weight.dtype is torch.float32 and torch.equal(weight.to(torch.bfloat16).float(), weight)
+
+
+@cache
+def can_keep_bf16() -> bool:
+    """Return whether the kernel compiles, can use torch's threads, and is right."""
+    try:
+        from llma_rag.engine.bf16_kernel import ROWS, TILE
+
+        if TILE is None:
+            return False
+        source = torch.Generator().manual_seed(0)
+        weight = torch.randn((300, 520), generator=source).to(torch.bfloat16)
+        bias = torch.randn(300, generator=source)
+        product = Bf16Product(weight, bias)
+        for rows in (*range(1, ROWS + 2), 3 * ROWS):
+            states = torch.randn((rows, 520), generator=source)
+            expected = linear(states.double(), weight.double(), bias.double())
+            if not torch.allclose(product(states).double(), expected, rtol=1e-4, atol=1e-4):
+                return False
+    except Exception:  # whatever numba, LLVM or an odd OpenMP may raise: there is another way
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""Products with weights in bfloat16: as exact as torch's, the same bits at every width."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from llma_rag.engine import bf16_product
+from llma_rag.engine.bf16_kernel import _tile_for
+from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16, holds, in_blocks
+from llma_rag.engine.threads import run_in_parallel
+
+needs_kernel = pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
+threads = torch.get_num_threads()
+
+
+def _case(outputs: int, inputs: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(outputs + rows)
+    weight = torch.randn((outputs, inputs), generator=source).bfloat16()
+    return weight, torch.randn((rows, inputs), generator=source)
+
+
+@pytest.fixture(params=[1, 3])
+def some_threads(request: pytest.FixtureRequest):
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(threads)
+
+
+@needs_kernel
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 31, 300])
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 1), (1, 256), (70, 33), (96, 1000)])
+def test_products_are_right(some_threads, outputs, inputs, rows) -> None:
+    weight, states = _case(outputs, inputs, rows)
+    exact = (states.double() @ weight.double().T).float()
+    torch.testing.assert_close(
+        Bf16Product(weight, None)(states), exact, rtol=0, atol=3e-6 * inputs**0.5
+    )
+
+
+@needs_kernel
+@pytest.mark.parametrize("inputs", [1000, 4000])
+def test_products_are_as_exact_as_those_of_torch(inputs: int) -> None:
+    weight, states = _case(96, inputs, 300)
+    exact = states.double() @ weight.double().T
+    ours, theirs = (
+        (found - exact).square().mean().sqrt()
+        for found in (Bf16Product(weight, None)(states), states @ weight.float().T)
+    )
+    assert ours <= 1.2 * theirs
+
+
+@needs_kernel
+@pytest.mark.parametrize("inputs", [48, 700])
+def test_a_row_has_the_same_bits_in_any_company(some_threads, monkeypatch, inputs) -> None:
+    """Whatever the tile, the block of rows and the thread that computes it."""
+    monkeypatch.setattr(bf16_product, "CACHE", 1 << 17)
+    monkeypatch.setattr(bf16_product, "ALONE", 1 << 12)
+    weight, states = _case(200, inputs, 130)
+    product = Bf16Product(weight, None)
+    alone = torch.cat([product(row[None]) for row in states])
+    for rows in (2, 3, 5, 7, 11, 12, 13, 20, 25, 64, 130):
+        assert torch.equal(product(states[:rows]), alone[:rows])
+        assert torch.equal(product(states[-rows:]), alone[-rows:])
+
+
+@needs_kernel
+def test_rows_need_not_be_contiguous_and_biases_are_added() -> None:
+    weight, states = _case(40, 24, 10)
+    bias = torch.randn(40).bfloat16()
+    product = Bf16Product(weight, bias)
+    expected = states @ weight.float().T + bias.float()
+    torch.testing.assert_close(product(states), expected)
+    torch.testing.assert_close(product(states.T.contiguous().T), expected)
+    assert torch.equal(product.dense(), weight.float())
+    assert product(states[:0]).shape == (0, 40)
+
+
+@needs_kernel
+def test_other_dtypes_are_refused_instead_of_read_as_float32() -> None:
+    weight, states = _case(40, 24, 10)
+    with pytest.raises(RuntimeError, match="expected float32 on the CPU"):
+        Bf16Product(weight, None)(states.double())
+
+
+@needs_kernel
+def test_several_threads_may_use_one_product() -> None:
+    weight, states = _case(640, 512, 9)
+    product, found = Bf16Product(weight, None), []
+
+    def compute() -> None:
+        found.extend(product(states) for _ in range(20))
+
+    workers = [threading.Thread(target=compute) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 60
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_only_weights_that_bfloat16_holds_are_kept() -> None:
+    weight = torch.randn(8, 8).bfloat16()
+    assert holds(weight)
+    assert holds(weight.float())
+    assert holds(torch.tensor([[0.0, -0.0, float("inf"), 2.0**-130]]))
+    assert not holds(weight.float() * (1 + 2**-12))
+    assert not holds(weight.half())
+    assert not holds(torch.tensor([[float("nan")]]))
+
+
+def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    can_keep_bf16.cache_clear()
+    monkeypatch.setattr(bf16_product, "in_blocks", lambda weight: in_blocks(weight.flip(0)))
+    assert not can_keep_bf16()
+    monkeypatch.undo()
+    can_keep_bf16.cache_clear()
+
+    def missing(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(bf16_product, "run_in_parallel", missing)
+    assert not can_keep_bf16()
+    can_keep_bf16.cache_clear()
+
+
+def test_tiles_fill_the_registers_that_there_are() -> None:
+    known = {"avx2": True, "fma": True}
+    assert _tile_for("x86_64", {**known, "avx512f": True}) == (16, 12)
+    assert _tile_for("x86_64", known) == (8, 6)
+    assert _tile_for("x86_64", {"avx2": True}) is None
+    assert _tile_for("arm64", {}) == _tile_for("aarch64", {}) == (4, 12)
+    assert _tile_for("ppc64le", {}) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
+@pytest.mark.parametrize(
+    ("machine", "features", "lanes"),
+    [("x86_64", "+avx,+avx2,+fma", 8), ("arm64", "+sse2", 4)],
+)
+def test_tiles_of_other_processors_give_the_same(machine, features, lanes, tmp_path) -> None:
+    code = (
+        f"import platform; platform.machine = lambda: {machine!r}\n"
+        "from llma_rag.engine import bf16_kernel, bf16_product\n"
+        "print(bf16_kernel.LANES, bf16_product.can_keep_bf16())"
+    )
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": features,
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == [str(lanes), "True"]
+
+
+@needs_kernel
+def test_helpers_are_those_of_torch() -> None:
+    """Functions run in as many threads as torch uses, and in the calling one."""
+    import numba
+
+    from llma_rag.engine.bf16_kernel import _take
+
+    @numba.cfunc(numba.types.void(numba.types.int64))
+    def count(address: int) -> None:
+        _take(address)
+
+    number = torch.zeros(1, dtype=torch.int64)
+    for asked, expected in ((1, 1), (3, 4), (None, 4 + torch.get_num_threads())):
+        run_in_parallel(count.address, number.data_ptr(), asked)
+        assert number.item() == expected
