@@ -11,6 +11,7 @@ on how many rows are computed with it.
 """
 
 import platform
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -86,6 +87,15 @@ less than one long sum, and the weights of so many steps stay in the first cache
 AHEAD = 128
 """Vectors of weights between the one that is read and the one that is fetched: 8 KB at AVX-512."""
 
+
+def _written(function: Callable[..., Any]) -> Any:
+    """Have numba call, in place of a function, what the function writes in LLVM's terms.
+
+    The function gets numba's typing context, then the arguments' types.
+    """
+    return intrinsic(function)
+
+
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _WORDS, _SUMS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
@@ -93,7 +103,7 @@ Builder = Any
 """llvmlite's `IRBuilder`."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # untyped in numba
+@_written
 def _load(typing: Any, address: Any, index: Any) -> Any:
     """Return the eight bytes at an index behind an address."""
 
@@ -103,7 +113,7 @@ def _load(typing: Any, address: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # untyped in numba
+@_written
 def _take(typing: Any, address: Any) -> Any:
     """Return the number at an address and count it up, as one operation among threads."""
 
@@ -114,7 +124,7 @@ def _take(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # untyped in numba
+@_written
 def _add_tile(
     typing: Any,
     rows: Any,
