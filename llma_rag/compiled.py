@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numba
 import numpy as np
 from numba import cfunc, njit
+from numba.extending import intrinsic
 
 from llma_rag.folders import cache_folder
 
@@ -66,15 +67,31 @@ def folder_for(package: Path, base: Path | None = None) -> Path | None:
 FOLDER = folder_for(Path(__file__).parent)
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
+def compiled(
+    function: Callable[P, R], *, fastmath: Collection[str] = frozenset()
+) -> Callable[P, R]:
     """Compile a function at its first call; the outcome is kept on disk for later processes.
 
     Functions become parts of those that call them: numba counts references of every array that is
     passed between functions, which takes longer than most of them.
+
+    Args:
+        function: Over numbers and arrays.
+        fastmath: LLVM's names of what may be taken less exactly than written.
     """
     with _in_folder():
-        made = njit(cache=FOLDER is not None, error_model="numpy", forceinline=True)(function)
+        made = njit(
+            cache=FOLDER is not None, error_model="numpy", forceinline=True, fastmath=set(fastmath)
+        )(function)
     return cast(Callable[P, R], made)
+
+
+def written(function: Callable[..., Any]) -> Any:
+    """Have numba call, in place of a function, what the function writes in LLVM's terms.
+
+    The function gets numba's typing context, then the arguments' types.
+    """
+    return intrinsic(function)
 
 
 def callback(signature: Any) -> Callable[[Callable[P, R]], Any]:

@@ -11,15 +11,13 @@ on how many rows are computed with it.
 """
 
 import platform
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from llma_rag.compiled import CONFIG, callback, compiled
+from llma_rag.compiled import CONFIG, callback, compiled, written
 
 
 class Tile(NamedTuple):
@@ -32,30 +30,6 @@ class Tile(NamedTuple):
 
     lanes: int
     rows: int
-
-
-class Arguments(NamedTuple):
-    """What `multiply` reads at the address that it is given, eight bytes each.
-
-    Attributes:
-        task: The next task to be taken, 0 at first; threads count it up.
-        states: Address of the rows, float32 [rows, inner].
-        weights: Address of what `bf16_product.in_blocks` returned.
-        output: Address of the outcome, float32 [rows, blocks * 2 * lanes].
-        rows: Rows.
-        blocks: Blocks of outputs.
-        inner: Inner dimension.
-        together: Rows that are computed while a block of weights is at hand.
-    """
-
-    task: int
-    states: int
-    weights: int
-    output: int
-    rows: int
-    blocks: int
-    inner: int
-    together: int
 
 
 def _tile_for(machine: str, features: dict[str, bool]) -> Tile | None:
@@ -87,15 +61,6 @@ less than one long sum, and the weights of so many steps stay in the first cache
 AHEAD = 128
 """Vectors of weights between the one that is read and the one that is fetched: 8 KB at AVX-512."""
 
-
-def _written(function: Callable[..., Any]) -> Any:
-    """Have numba call, in place of a function, what the function writes in LLVM's terms.
-
-    The function gets numba's typing context, then the arguments' types.
-    """
-    return intrinsic(function)
-
-
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _WORDS, _SUMS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 
@@ -103,7 +68,7 @@ Builder = Any
 """llvmlite's `IRBuilder`."""
 
 
-@_written
+@written
 def _load(typing: Any, address: Any, index: Any) -> Any:
     """Return the eight bytes at an index behind an address."""
 
@@ -113,7 +78,7 @@ def _load(typing: Any, address: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-@_written
+@written
 def _take(typing: Any, address: Any) -> Any:
     """Return the number at an address and count it up, as one operation among threads."""
 
@@ -124,7 +89,7 @@ def _take(typing: Any, address: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@_written
+@written
 def _add_tile(
     typing: Any,
     rows: Any,
@@ -281,6 +246,6 @@ def multiply(address: int) -> None:
     """Compute until no task is left; any number of threads may do so at once.
 
     Args:
-        address: Of `Arguments`.
+        address: Of `bf16_product.Arguments`.
     """
     _multiply(address)

@@ -4,20 +4,40 @@ Published checkpoints mostly hold bfloat16. In float32 their weights are the sam
 zeros behind each; a pass that waits for memory need not read those.
 """
 
+from ctypes import Structure, addressof, c_int64
 from functools import cache
 
-import numpy as np
 import torch
 from torch.nn.functional import linear
 
 from llma_rag.engine.threads import run_in_parallel
 
-CACHE = 768 << 10
+CACHE = 256 << 10
 """Bytes of rows that are computed while a block of weights is at hand: they stay in most second
 caches."""
 
 ALONE = 1 << 17
 """Products that are computed by one thread, since waking others takes longer."""
+
+
+class Arguments(Structure):
+    """What `bf16_kernel.multiply` reads at the address that it is given.
+
+    Attributes:
+        task: The next task to be taken, 0 at first; threads count it up.
+        states: Address of the rows, float32 [rows, inner].
+        weights: Address of what `in_blocks` returned.
+        output: Address of the outcome, float32 [rows, blocks * 2 * lanes].
+        rows: Rows.
+        blocks: Blocks of outputs.
+        inner: Inner dimension.
+        together: Rows that are computed while a block of weights is at hand.
+    """
+
+    _fields_ = [
+        (name, c_int64)
+        for name in ("task", "states", "weights", "output", "rows", "blocks", "inner", "together")
+    ]
 
 
 class Bf16Product:
@@ -30,8 +50,13 @@ class Bf16Product:
             weight: bfloat16, or float32 that `holds` says bfloat16 holds; [outputs, inputs].
             bias: [outputs]; None for none.
         """
+        from llma_rag.engine.bf16_kernel import LANES, ROWS, multiply
+
         self._outputs, self._inputs = weight.shape
         self._blocks = in_blocks(weight)
+        self._width = len(self._blocks) * 2 * LANES
+        self._together = max(1, CACHE // (4 * ROWS * self._inputs)) * ROWS
+        self._multiply = multiply.address
         self.bias = None if bias is None else bias.float()
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
@@ -40,28 +65,23 @@ class Bf16Product:
         Raises:
             RuntimeError: If the states are not float32.
         """
-        from llma_rag.engine.bf16_kernel import LANES, ROWS, Arguments, multiply
-
         if states.dtype is not torch.float32 or states.device.type != "cpu":
             raise RuntimeError(f"expected float32 on the CPU, got {states.dtype}")
         states, rows = states.contiguous(), states.shape[0]
-        blocks = self._blocks.shape[0]
-        output = states.new_empty((rows, blocks * 2 * LANES))
-        together = max(1, CACHE // (4 * ROWS * self._inputs)) * ROWS
-        arguments = Arguments(
+        output = states.new_empty((rows, self._width))
+        given = Arguments(
             task=0,
             states=states.data_ptr(),
             weights=self._blocks.data_ptr(),
             output=output.data_ptr(),
             rows=rows,
-            blocks=blocks,
+            blocks=len(self._blocks),
             inner=self._inputs,
-            together=together,
+            together=self._together,
         )
-        given = np.array(arguments, np.int64)
-        alone = rows * self._blocks.numel() <= ALONE
-        run_in_parallel(multiply.address, given.ctypes.data, 1 if alone else None)
-        if self._outputs < output.shape[1]:
+        alone = rows * self._width * self._inputs <= ALONE
+        run_in_parallel(self._multiply, addressof(given), 1 if alone else None)
+        if self._outputs < self._width:
             output = output[:, : self._outputs]
         return output if self.bias is None else output.add_(self.bias)
 

@@ -65,11 +65,11 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # untyped in
         values.index_copy_(2, places, value_states)
         return keys, values
 
-    def reserve(self, end: int) -> int:
-        """Make room for `end` tokens in a slab that is there; return its capacity."""
+    def slabs(self, end: int) -> KeysValues:
+        """Return the slabs, which are there, with room for `end` tokens."""
         assert self.keys is not None
         assert self.values is not None
-        return self._slabs_for(end, self.keys, self.values)[0].shape[-2]
+        return self._slabs_for(end, self.keys, self.values)
 
     def _slabs_for(
         self, end: int, key_states: torch.Tensor, value_states: torch.Tensor
@@ -153,7 +153,11 @@ class SlabCache(Cache):
     def reserve(self, end: int) -> None:
         """Make room for `end` tokens; only once something was written."""
         for layer in self._slabs:
-            layer.reserve(end)
+            layer.slabs(end)
+
+    def slabs(self, layer: int, end: int) -> KeysValues:
+        """Return the slabs of a layer, which are there, with room for `end` tokens."""
+        return self._slabs[layer].slabs(end)
 
     def states(self) -> list[torch.Tensor]:
         """Return the slabs of all layers, keys and values; none before the first pass."""

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import PACKED
+from llma_rag.engine.fused_layer import fuse_layers
 from llma_rag.engine.twin import can_twin, modules_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]
@@ -37,7 +38,9 @@ def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     modules = modules_of(model)
     known = _views.get(model)
     if known is None or known[0] != modules:
-        known = _views[model] = (modules, twin(model, attention=PACKED))
+        view = twin(model, attention=PACKED)
+        fuse_layers(view)
+        known = _views[model] = (modules, view)
     return known[1]
 
 

@@ -40,23 +40,24 @@ def run_in_parallel(function: int, argument: int, threads: int | None = None) ->
     Raises:
         RuntimeError: If torch's OpenMP has no `GOMP_parallel`, as Windows' has not.
     """
-    threads = torch.get_num_threads() if threads is None else threads
-    if threads == 1:
-        _CALL(function)(argument)
-        return
     parallel = _function("GOMP_parallel")
     if parallel is None:
         raise RuntimeError("torch's OpenMP runs no functions of others")
-    parallel(ctypes.c_void_p(function), ctypes.c_void_p(argument), threads, 0)
+    parallel(function, argument, torch.get_num_threads() if threads is None else threads, 0)
 
 
-_CALL = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "omp_pause_resource_all": (ctypes.c_int,),
+    "GOMP_parallel": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
+}
 
 
 @cache
 def _function(name: str) -> Any:
     """Return a function of the OpenMP library that torch was linked with; None if it has none."""
     try:
-        return getattr(ctypes.CDLL(torch._C.__file__), name)
+        found = getattr(ctypes.CDLL(torch._C.__file__), name)
     except (OSError, AttributeError):
         return None
+    found.argtypes = _ARGUMENTS[name]
+    return found

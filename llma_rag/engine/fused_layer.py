@@ -1,0 +1,177 @@
+"""Run layers of the Llama family on a CPU with few operations between their products."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llma_rag.engine.attention import MAX_PACKED_ROWS, packed_attention
+from llma_rag.engine.cache import SlabCache
+from llma_rag.engine.fused import LAYERS
+
+DTYPES = {torch.float32: False, torch.bfloat16: True}
+"""Of states, and whether the kernels take them as halves."""
+
+
+class FusedLayer(nn.Module):
+    """A decoder layer that runs a few rows of one sequence by compiled kernels, else as it did.
+
+    Linear layers are called as they are, whatever they may be.
+    """
+
+    _layer: Any
+    _norms: list[Any]
+    _watched: list[nn.Module]
+
+    def __init__(self, layer: Any) -> None:
+        """Take a layer for which `can_fuse_layer` holds; its modules keep their names."""
+        super().__init__()
+        hooks = vars(self).keys() - {"_modules", "_parameters", "_buffers", "training"}
+        vars(self).update({name: one for name, one in vars(layer).items() if name not in hooks})
+        norms = [layer.input_layernorm, layer.post_attention_layernorm]
+        watched = [layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms]
+        vars(self).update(_layer=layer, _norms=norms, _watched=watched)  # not as modules of it
+
+    def forward(self, hidden_states: torch.Tensor, **given: Any) -> Any:
+        """Return what the layer returns."""
+        cache: Any = given.get("past_key_values")
+        if not self._knows(hidden_states, cache):
+            return self._layer(hidden_states, **given)
+        return self._run(
+            hidden_states, cache, given["attention_mask"], *given["position_embeddings"]
+        )
+
+    def _knows(self, states: torch.Tensor, cache: Any) -> bool:
+        batch, rows, _ = states.shape
+        return (
+            batch == 1
+            and rows <= MAX_PACKED_ROWS
+            and states.dtype in DTYPES
+            and isinstance(cache, SlabCache)
+            and cache.places is None
+            and len(cache.lengths) == 1
+            and cache.lengths[0] > 0
+            and all(norm.weight.dtype is states.dtype for norm in self._norms)
+            and not any(one._forward_hooks or one._forward_pre_hooks for one in self._watched)
+        )
+
+    def _run(
+        self,
+        states: torch.Tensor,
+        cache: SlabCache,
+        mask: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        layer: Any = self._layer
+        attention, mlp = layer.self_attn, layer.mlp
+        normal = self._normalised(states, None, layer.input_layernorm)[1]
+        heads = self._attended(attention, normal, cache, mask, cos, sin)
+        added = attention.o_proj(heads)
+        states, normal = self._normalised(states, added, layer.post_attention_layernorm)
+        chosen = self._gated(*_alike(normal, mlp.gate_proj, mlp.up_proj))
+        output: torch.Tensor = states + mlp.down_proj(chosen)
+        return output
+
+    def _normalised(
+        self, states: torch.Tensor, delta: torch.Tensor | None, norm: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of two addends and what a norm makes of it."""
+        from llma_rag.engine.layer_kernels import normalise
+
+        states = states.contiguous()
+        output, total = torch.empty_like(states), states
+        address = 0
+        if delta is not None:
+            delta = delta.to(states.dtype).contiguous()
+            total, address = torch.empty_like(states), delta.data_ptr()
+        normalise(
+            DTYPES[states.dtype], states.data_ptr(), address, total.data_ptr(),
+            norm.weight.data_ptr(), output.data_ptr(), states.shape[1], states.shape[2],
+            norm.variance_epsilon,
+        )  # fmt: skip
+        return total, output
+
+    def _attended(
+        self,
+        attention: Any,
+        normal: torch.Tensor,
+        cache: SlabCache,
+        mask: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what the heads read, [1, rows, heads * dim]."""
+        from llma_rag.engine.layer_kernels import turn_and_keep
+
+        (queries,) = _alike(normal, attention.q_proj)
+        keys, values = _alike(normal, attention.k_proj, attention.v_proj)
+        rows, start, dim = normal.shape[1], cache.lengths[0], attention.head_dim
+        heads, kv_heads = queries.shape[2] // dim, keys.shape[2] // dim
+        end = max(start + rows, cache.shown)
+        slab_keys, slab_values = cache.slabs(attention.layer_idx, end)
+        turned = normal.new_empty((1, heads, rows, dim))
+        cos, sin = cos.contiguous(), sin.contiguous()
+        turn_and_keep(
+            DTYPES[normal.dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            cos.data_ptr(), sin.data_ptr(), turned.data_ptr(), slab_keys.data_ptr(),
+            slab_values.data_ptr(), rows, queries.stride(1), keys.stride(1), heads, kv_heads, dim,
+            start, slab_keys.shape[2],
+        )  # fmt: skip
+        read, _ = packed_attention(
+            attention, turned, slab_keys[:, :, :end], slab_values[:, :, :end], mask,
+            scaling=attention.scaling, sliding_window=_window(attention),
+        )  # fmt: skip
+        return read.view(1, rows, heads * dim)
+
+    def _gated(self, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
+        from llma_rag.engine.layer_kernels import gate
+
+        output = torch.empty(gates.shape, dtype=gates.dtype)
+        gate(
+            DTYPES[gates.dtype], gates.data_ptr(), ups.data_ptr(), output.data_ptr(),
+            gates.shape[1], gates.stride(1), gates.shape[2],
+        )  # fmt: skip
+        return output
+
+
+def fuse_layers(model: PreTrainedModel) -> None:
+    """Exchange the layers of a twin, those that are known, in place."""
+    inner: Any = getattr(model, "model", None)
+    layers = getattr(inner, "layers", None)
+    if layers is None or model.device.type != "cpu" or model.dtype not in DTYPES:
+        return
+    rotary = getattr(inner, "rotary_emb", None)
+    for name, layer in list(layers._modules.items()):
+        if can_fuse_layer(layer, rotary):
+            layers._modules[name] = FusedLayer(layer)
+
+
+def can_fuse_layer(layer: Any, rotary: Any) -> bool:
+    """Return whether the kernels know all that a layer does beside its linear layers."""
+    if type(layer).__name__ not in LAYERS or rotary is None:
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    gains = [norm.weight for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    return (
+        2 * len(rotary.inv_freq) == attention.head_dim
+        and type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        and all(type(gain) is nn.Parameter and gain.is_contiguous() for gain in gains)
+    )
+
+
+def _window(attention: Any) -> int | None:
+    """Return the tokens that a layer sees; None for all."""
+    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window: int | None = getattr(holder, "sliding_window", None)
+    return window
+
+
+def _alike(states: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
+    """Return what layers make of states, of one dtype and with the same strides."""
+    found: list[torch.Tensor] = [layer(states).to(states.dtype) for layer in layers]
+    strides = {one.stride() for one in found}
+    if len(strides) > 1 or found[0].stride(-1) != 1:
+        found = [one.contiguous() for one in found]
+    return found
