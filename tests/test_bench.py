@@ -1,5 +1,6 @@
 """Arms are timed in turns on the same answers; what is printed follows from the times."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from rich.console import Console
 from llma_rag.bench import command, peers
 from llma_rag.bench.arms import Timed
 from llma_rag.bench.bandwidth import share, traffic
-from llma_rag.bench.command import arms_for, bench_command
+from llma_rag.bench.command import arms_for, bench_command, packed
 from llma_rag.bench.shapes import SHAPES
 from llma_rag.bench.timing import interleave, ratio_of, rows_of
 from llma_rag.bench.traces import Trace, TraceTokens
 from llma_rag.bench.workloads import misleading, without_overlap
+from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.calibration import Calibration
 from tests.models import CONFIGS, character_tokenizer, tiny_model
 
@@ -83,16 +85,27 @@ def test_the_ratio_leaves_the_time_to_the_first_token_out() -> None:
 def test_bandwidth_is_what_a_pass_must_read_over_what_can_be_copied() -> None:
     """A Llama of 2 layers, 2 heads of 8 for keys and values; the embedding is not read."""
     model = tiny_model("llama-gqa")
-    facts = traffic(model)
+    facts = traffic(model, model)
     weights = sum(one.numel() for one in model.parameters()) - 32 * model.config.vocab_size
-    assert facts["weight_gb"] == pytest.approx(4 * weights / 1e9)
+    assert facts["weight_gb"] == facts["our_weight_gb"] == pytest.approx(4 * weights / 1e9)
     assert facts["kv_kb_per_token"] == pytest.approx(2 * 2 * 2 * 8 * 4 / 1e3)
     assert facts["memory_gb_per_s"] > 0.01
-    run = {"weight_gb": 1.0, "kv_kb_per_token": 100.0, "memory_gb_per_s": 20.0}
+    rates = {"kv_kb_per_token": 100.0, "memory_gb_per_s": 20.0}
+    run = {"weight_gb": 2.0, "our_weight_gb": 1.0, **rates}
     one = Timed(8.1, 0.1, 101, (3,) * 100, prompt_tokens=950)
-    (row,) = rows_of({"plain": [[one]]})
-    assert row.context == 1000
-    assert share(row, run) == pytest.approx(1.1 / 0.08 / 20)
+    theirs, ours = rows_of({"hf-greedy": [[one]], "plain": [[one]]})
+    assert ours.context == 1000
+    assert share(ours, run) == pytest.approx(1.1 / 0.08 / 20)
+    assert share(theirs, run) == pytest.approx(2.1 / 0.08 / 20)
+
+
+def test_weights_that_are_kept_in_bfloat16_count_by_their_bytes() -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa")).bfloat16().float()
+    facts = traffic(model, packed(model))
+    linear = sum(one.numel() for one in model.parameters() if one.dim() == 2)
+    linear -= model.get_input_embeddings().weight.numel()
+    halved = can_keep_bf16()
+    assert facts["our_weight_gb"] == pytest.approx(facts["weight_gb"] - 2 * linear / 1e9 * halved)
 
 
 def test_the_interval_holds_the_median() -> None:

@@ -1,5 +1,6 @@
 """Costs are measured once per model and device, and remembered on disk."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import torch
 
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
+from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
 from llma_rag.engine.machine import is_intel, processor
+from llma_rag.engine.onednn_product import can_prepack
 from llma_rag.engine.outcome import Outcome
+from llma_rag.engine.prepack import prepack_in_place
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.folders import cache_folder
 from tests.models import tiny_model
@@ -82,6 +86,17 @@ def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
     assert calibration._key(runner) in keys
     keys.add(calibration._key(StepRunner(runner.model.to(torch.bfloat16).eval())))
     assert len(keys) == 2
+
+
+@pytest.mark.skipif(not can_keep_bf16(), reason="our kernel does not run here")
+def test_how_weights_are_kept_is_part_of_the_key() -> None:
+    wide = copy.deepcopy(tiny_model("llama-gqa"))
+    narrow = copy.deepcopy(wide).bfloat16().float()
+    keys = {calibration._key(StepRunner(wide))}
+    for model in (wide, narrow):
+        prepack_in_place(model)
+        keys.add(calibration._key(StepRunner(model)))
+    assert len(keys) == 2 + can_prepack(torch.float32)
 
 
 @pytest.mark.parametrize(

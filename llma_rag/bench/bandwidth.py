@@ -9,32 +9,41 @@ from transformers import PreTrainedModel
 
 from llma_rag.bench.timing import ArmRow
 from llma_rag.engine.cache import layer_count
+from llma_rag.engine.prepack import PrepackedLinear
 
 BLOCK, TIMES = {"cpu": 1 << 28, "cuda": 1 << 30}, 5
 """Bytes of a block by device, and how often it is copied and read; the quickest time counts."""
 
 
-def traffic(model: PreTrainedModel) -> dict[str, float]:
+def traffic(model: PreTrainedModel, ours: PreTrainedModel) -> dict[str, float]:
     """Return what a pass of one token reads, and how fast its device's memory is.
 
     Args:
-        model: All its weights count, but an embedding that is not the output layer too; a mixture
-            of experts reads less.
+        model: What transformers' arms run; of its weights all count, but an embedding that is not
+            the output layer too; a mixture of experts reads less.
+        ours: What our arms run.
 
     Returns:
-        `weight_gb`, `kv_kb_per_token` and `memory_gb_per_s`, by copying or by reading, whatever
-        moves more; a byte that is copied counts twice, as it is read and written.
+        `weight_gb`, `our_weight_gb`, `kv_kb_per_token` and `memory_gb_per_s`, by copying or by
+        reading, whatever moves more; a byte that is copied counts twice, as it is read and written.
     """
+    return {
+        "weight_gb": _weight_bytes(model) / 1e9,
+        "our_weight_gb": _weight_bytes(ours) / 1e9,
+        "kv_kb_per_token": _kv_bytes(model) / 1e3,
+        "memory_gb_per_s": _memory_rate(model.device) / 1e9,
+    }
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
     embeddings = model.get_input_embeddings().weight
     assert isinstance(embeddings, torch.Tensor)
     output: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # in transformers
     tied = output is not None and output.weight is embeddings
-    weights = sum(one.numel() * one.element_size() for one in model.parameters())
-    return {
-        "weight_gb": (weights - (0 if tied else embeddings.nbytes)) / 1e9,
-        "kv_kb_per_token": _kv_bytes(model) / 1e3,
-        "memory_gb_per_s": _memory_rate(model.device) / 1e9,
-    }
+    layers = [one for one in model.modules() if isinstance(one, PrepackedLinear)]
+    products = {id(one.product): one.product.nbytes for one in layers}
+    weights = sum(one.nbytes for one in model.parameters())
+    return weights + sum(products.values()) - (0 if tied else embeddings.nbytes)
 
 
 def share(row: ArmRow, run: Mapping[str, Any]) -> float:
@@ -45,7 +54,8 @@ def share(row: ArmRow, run: Mapping[str, Any]) -> float:
             prompt.
         run: Holds what `traffic` returned.
     """
-    read = run["weight_gb"] * 1e9 + row.context * run["kv_kb_per_token"] * 1e3
+    weights = run["weight_gb" if row.arm.startswith("hf-") else "our_weight_gb"]
+    read = weights * 1e9 + row.context * run["kv_kb_per_token"] * 1e3
     return float(read / (row.ms_per_forward / 1e3) / (run["memory_gb_per_s"] * 1e9))
 
 

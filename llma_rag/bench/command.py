@@ -172,7 +172,7 @@ def run_facts(
         "forced": bench.forced,
         "date": datetime.now(UTC).date().isoformat(),
         "relative_time_of_widths": (calibrate(runner).times or measure(runner).times),
-        **traffic(bench.model),
+        **traffic(bench.model, decoder.model),
     }
 
 

@@ -57,6 +57,7 @@ class Bf16Product:
         self._width = len(self._blocks) * 2 * LANES
         self._together = max(1, CACHE // (4 * ROWS * self._inputs)) * ROWS
         self._multiply = multiply.address
+        self.nbytes = 2 * weight.numel()
         self.bias = None if bias is None else bias.float()
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:

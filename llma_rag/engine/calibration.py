@@ -18,6 +18,7 @@ from llma_rag.costs import CostCurve
 from llma_rag.engine.load import context_length
 from llma_rag.engine.machine import processor
 from llma_rag.engine.memory import SlabMemory
+from llma_rag.engine.prepack import PrepackedLinear
 from llma_rag.engine.progress import progress
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner
@@ -26,7 +27,7 @@ from llma_rag.folders import cache_folder
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 5
+FORMAT = 6
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -210,6 +211,13 @@ def _key(runner: StepRunner) -> str:
         "model": type(model).__name__,
         "sizes": sizes,
         "layers": sorted({type(module).__name__ for module in model.modules()}),
+        "products": sorted(
+            {
+                type(module.product).__name__
+                for module in model.modules()
+                if isinstance(module, PrepackedLinear)
+            }
+        ),
         "weights": sorted({type(weight).__name__ for weight in model.parameters()}),
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "machine": [platform.machine(), platform.node(), device.type],

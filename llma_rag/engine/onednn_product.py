@@ -24,6 +24,7 @@ class OneDnnProduct:
         self._outputs = weight.shape[0]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = bias
+        self.nbytes = weight.nbytes
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Return [rows, outputs] of [rows, inputs]; both of the weight's dtype."""

@@ -19,9 +19,11 @@ class Product(Protocol):
 
     Attributes:
         bias: [outputs]; None for none.
+        nbytes: Bytes of the weight, all of which are read for every pass.
     """
 
     bias: torch.Tensor | None
+    nbytes: int
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Return [rows, outputs] of [rows, inputs]."""
@@ -84,14 +86,19 @@ class PrepackedLinear(nn.Module):
         self._start, self._end = start, start + layer.out_features
 
     @property
+    def product(self) -> Product:
+        """What computes this layer, and those that are computed with it."""
+        return self._packed.product
+
+    @property
     def weight(self) -> torch.Tensor:
         """A copy of the weight, [out_features, in_features]; writing to it changes nothing."""
-        return self._packed.product.dense()[self._start : self._end]
+        return self.product.dense()[self._start : self._end]
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The bias, [out_features]."""
-        bias = self._packed.product.bias
+        bias = self.product.bias
         return None if bias is None else bias[self._start : self._end]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
