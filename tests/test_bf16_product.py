@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llma_rag.engine import bf16_product
-from llma_rag.engine.bf16_kernel import _tile_for
 from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16, holds, in_blocks
 from llma_rag.engine.threads import run_in_parallel
+from llma_rag.engine.tiles import _tile_for
 
 needs_kernel = pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
 threads = torch.get_num_threads()
@@ -146,8 +146,8 @@ def test_tiles_fill_the_registers_that_there_are() -> None:
 def test_tiles_of_other_processors_give_the_same(machine, features, lanes, tmp_path) -> None:
     code = (
         f"import platform; platform.machine = lambda: {machine!r}\n"
-        "from llma_rag.engine import bf16_kernel, bf16_product\n"
-        "print(bf16_kernel.LANES, bf16_product.can_keep_bf16())"
+        "from llma_rag.engine import bf16_product, tiles\n"
+        "print(tiles.LANES, bf16_product.can_keep_bf16())"
     )
     environment = {
         **os.environ,
@@ -166,11 +166,11 @@ def test_helpers_are_those_of_torch() -> None:
     """Functions run in as many threads as torch uses, and in the calling one."""
     import numba
 
-    from llma_rag.engine.bf16_kernel import _take
+    from llma_rag.engine.tiles import take
 
     @numba.cfunc(numba.types.void(numba.types.int64))
     def count(address: int) -> None:
-        _take(address)
+        take(address)
 
     number = torch.zeros(1, dtype=torch.int64)
     for asked, expected in ((1, 1), (3, 4), (None, 4 + torch.get_num_threads())):

@@ -14,6 +14,7 @@ from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fast import fast_view
 from llma_rag.engine.fused_layer import FusedLayer, can_fuse_layer
 from llma_rag.engine.layer_kernels import gate, normalise, turn_and_keep
+from llma_rag.engine.twin import twin
 from tests.models import VOCAB, tiny_model
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -122,6 +123,13 @@ def test_a_few_rows_behind_a_prompt_are_fused_and_the_prompt_is_not(name, dtype,
         expected = model(input_ids=torch.cat([prompt, ids], 1)).logits[:, -5:]
     tolerance = 1e-5 if dtype is torch.float32 else 5e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_twin_of_a_view_has_the_layers_that_fused_ones_stand_for() -> None:
+    view = fast_view(tiny_model("llama-gqa"))
+    layers = twin(view, attention="eager").model.layers
+    assert [type(layer).__name__ for layer in layers] == ["LlamaDecoderLayer"] * len(layers)
+    assert all(layer.self_attn.config._attn_implementation == "eager" for layer in layers)
 
 
 def test_wide_passes_run_as_they_did(runs) -> None:

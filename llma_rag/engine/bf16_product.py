@@ -50,7 +50,8 @@ class Bf16Product:
             weight: bfloat16, or float32 that `holds` says bfloat16 holds; [outputs, inputs].
             bias: [outputs]; None for none.
         """
-        from llma_rag.engine.bf16_kernel import LANES, ROWS, multiply
+        from llma_rag.engine.bf16_kernel import multiply
+        from llma_rag.engine.tiles import LANES, ROWS
 
         self._outputs, self._inputs = weight.shape
         self._blocks = in_blocks(weight)
@@ -103,7 +104,7 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
         Bits, int16 [blocks, inputs, lanes, 2]; of a block's outputs the first half stands in the
         lower part of a word, the second half in the upper. Missing outputs are zero.
     """
-    from llma_rag.engine.bf16_kernel import LANES
+    from llma_rag.engine.tiles import LANES
 
     outputs, inputs = weight.shape
     blocks = -(-outputs // (2 * LANES))
@@ -123,7 +124,7 @@ def holds(weight: torch.Tensor) -> bool:
 def can_keep_bf16() -> bool:
     """Return whether the kernel compiles, can use torch's threads, and is right."""
     try:
-        from llma_rag.engine.bf16_kernel import ROWS, TILE
+        from llma_rag.engine.tiles import ROWS, TILE
 
         if TILE is None:
             return False

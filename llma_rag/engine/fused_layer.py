@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from llma_rag.engine.attention import MAX_PACKED_ROWS, packed_attention
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fused import LAYERS
+from llma_rag.engine.slab_attention import attend, can_attend
 
 DTYPES = {torch.float32: False, torch.bfloat16: True}
 """Of states, and whether the kernels take them as halves."""
@@ -18,9 +19,12 @@ class FusedLayer(nn.Module):
     """A decoder layer that runs a few rows of one sequence by compiled kernels, else as it did.
 
     Linear layers are called as they are, whatever they may be.
+
+    Attributes:
+        stands_for: The layer; twins of this module are twins of that one.
     """
 
-    _layer: Any
+    stands_for: Any
     _norms: list[Any]
     _watched: list[nn.Module]
 
@@ -31,13 +35,13 @@ class FusedLayer(nn.Module):
         vars(self).update({name: one for name, one in vars(layer).items() if name not in hooks})
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
         watched = [layer, layer.self_attn, layer.mlp, layer.mlp.act_fn, *norms]
-        vars(self).update(_layer=layer, _norms=norms, _watched=watched)  # not as modules of it
+        vars(self).update(stands_for=layer, _norms=norms, _watched=watched)  # not as modules of it
 
     def forward(self, hidden_states: torch.Tensor, **given: Any) -> Any:
         """Return what the layer returns."""
         cache: Any = given.get("past_key_values")
         if not self._knows(hidden_states, cache):
-            return self._layer(hidden_states, **given)
+            return self.stands_for(hidden_states, **given)
         return self._run(
             hidden_states, cache, given["attention_mask"], *given["position_embeddings"]
         )
@@ -64,7 +68,7 @@ class FusedLayer(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
     ) -> torch.Tensor:
-        layer: Any = self._layer
+        layer = self.stands_for
         attention, mlp = layer.self_attn, layer.mlp
         normal = self._normalised(states, None, layer.input_layernorm)[1]
         heads = self._attended(attention, normal, cache, mask, cos, sin)
@@ -119,10 +123,18 @@ class FusedLayer(nn.Module):
             slab_values.data_ptr(), rows, queries.stride(1), keys.stride(1), heads, kv_heads, dim,
             start, slab_keys.shape[2],
         )  # fmt: skip
-        read, _ = packed_attention(
-            attention, turned, slab_keys[:, :, :end], slab_values[:, :, :end], mask,
-            scaling=attention.scaling, sliding_window=_window(attention),
-        )  # fmt: skip
+        window = _window(attention)
+        seen = None if mask is None else mask[0, 0, :, start:]
+        plain = (window is None or window >= end) and (
+            seen is None or (seen.dtype is torch.bool and seen.stride(1) == 1)
+        )
+        if plain and can_attend(turned, slab_keys):
+            read = attend(turned, slab_keys, slab_values, seen, start, end, attention.scaling)
+        else:
+            read, _ = packed_attention(
+                attention, turned, slab_keys[:, :, :end], slab_values[:, :, :end], mask,
+                scaling=attention.scaling, sliding_window=window,
+            )  # fmt: skip
         return read.view(1, rows, heads * dim)
 
     def _gated(self, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def _pointer(typing: Any, address: Any) -> Any:
 
 
 @written
-def _float_of(typing: Any, bits: Any) -> Any:
+def float_of(typing: Any, bits: Any) -> Any:
     """Return the float32 of 32 bits."""
 
     def generate(context: Any, build: Any, signature: Any, given: Any) -> Any:
@@ -88,7 +88,7 @@ def rounded(numbers: Any, number: Any) -> Any:
 @overload(read, strict=False)
 def _read(numbers: Any, index: Any) -> Any:
     if numbers.dtype == types.uint16:
-        return lambda numbers, index: _float_of(np.uint32(numbers[index]) << np.uint32(16))
+        return lambda numbers, index: float_of(np.uint32(numbers[index]) << np.uint32(16))
     return lambda numbers, index: numbers[index]
 
 
@@ -106,7 +106,7 @@ def _write(numbers: Any, index: Any, number: Any) -> Any:
 @overload(rounded, strict=False)
 def _rounded(numbers: Any, number: Any) -> Any:
     if numbers.dtype == types.uint16:
-        return lambda numbers, number: _float_of(np.uint32(_narrowed(number)) << np.uint32(16))
+        return lambda numbers, number: float_of(np.uint32(_narrowed(number)) << np.uint32(16))
     return lambda numbers, number: number
 
 
@@ -120,14 +120,14 @@ def _mean_square(numbers: Any, start: int, size: int) -> Any:
 
 
 @compiled
-def _exp(number: Any) -> Any:
+def exp(number: Any) -> Any:
     """Return the exponential function of a float32 between `LEAST` and `MOST`."""
     turns = np.floor(number * LOG2_E + np.float32(0.5))
     rest = number - turns * LN2_HIGH - turns * LN2_LOW
     total = POLYNOMIAL[0]
     for factor in POLYNOMIAL[1:]:
         total = total * rest + factor
-    power = _float_of(np.uint32(np.int32(turns) + np.int32(127)) << np.uint32(23))
+    power = float_of(np.uint32(np.int32(turns) + np.int32(127)) << np.uint32(23))
     return (total * rest * rest + rest + ONE) * power
 
 
@@ -167,13 +167,13 @@ def normalise(
     count, added = rows * size, rows * size if delta else 0
     if half:
         _normalise(
-            _halves(states, count), _halves(delta, added), _halves(total, count),
-            _halves(gain, size), _halves(output, count), rows, size, np.float32(eps),
+            halves(states, count), halves(delta, added), halves(total, count),
+            halves(gain, size), halves(output, count), rows, size, np.float32(eps),
         )  # fmt: skip
     else:
         _normalise(
-            _floats(states, count), _floats(delta, added), _floats(total, count),
-            _floats(gain, size), _floats(output, count), rows, size, np.float32(eps),
+            floats(states, count), floats(delta, added), floats(total, count),
+            floats(gain, size), floats(output, count), rows, size, np.float32(eps),
         )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def _gate(gates: Any, ups: Any, output: Any, rows: int, stride: int, size: int) 
         for index in range(size):
             gate = read(gates, row * stride + index)
             turned = min(max(-gate, LEAST), MOST)
-            chosen = rounded(output, gate / (ONE + _exp(turned)))
+            chosen = rounded(output, gate / (ONE + exp(turned)))
             write(output, row * size + index, chosen * read(ups, row * stride + index))
 
 
@@ -203,12 +203,12 @@ def gate(half: bool, gates: int, ups: int, output: int, rows: int, stride: int, 
     count = rows * stride - stride + size
     if half:
         _gate(
-            _halves(gates, count), _halves(ups, count), _halves(output, rows * size),
+            halves(gates, count), halves(ups, count), halves(output, rows * size),
             rows, stride, size,
         )  # fmt: skip
     else:
         _gate(
-            _floats(gates, count), _floats(ups, count), _floats(output, rows * size),
+            floats(gates, count), floats(ups, count), floats(output, rows * size),
             rows, stride, size,
         )  # fmt: skip
 
@@ -281,25 +281,33 @@ def turn_and_keep(
     slab = kv_heads * room * dim
     if half:
         _turn_and_keep(
-            _halves(queries, asked), _halves(keys, kept), _halves(values, kept),
-            _halves(cos, rows * dim), _halves(sin, rows * dim),
-            _halves(turned, rows * heads * dim), _halves(key_slab, slab),
-            _halves(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
+            halves(queries, asked), halves(keys, kept), halves(values, kept),
+            halves(cos, rows * dim), halves(sin, rows * dim),
+            halves(turned, rows * heads * dim), halves(key_slab, slab),
+            halves(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
         )  # fmt: skip
     else:
         _turn_and_keep(
-            _floats(queries, asked), _floats(keys, kept), _floats(values, kept),
-            _floats(cos, rows * dim), _floats(sin, rows * dim),
-            _floats(turned, rows * heads * dim), _floats(key_slab, slab),
-            _floats(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
+            floats(queries, asked), floats(keys, kept), floats(values, kept),
+            floats(cos, rows * dim), floats(sin, rows * dim),
+            floats(turned, rows * heads * dim), floats(key_slab, slab),
+            floats(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
         )  # fmt: skip
 
 
 @compiled
-def _floats(address: int, count: int) -> Any:
+def floats(address: int, count: int) -> Any:
+    """Return the float32 numbers at an address."""
     return _carray(_pointer(address), count, np.float32)
 
 
 @compiled
-def _halves(address: int, count: int) -> Any:
+def halves(address: int, count: int) -> Any:
+    """Return the bfloat16 numbers at an address, as their bits."""
     return _carray(_pointer(address), count, np.uint16)
+
+
+@compiled
+def flags(address: int, count: int) -> Any:
+    """Return the booleans at an address."""
+    return _carray(_pointer(address), count, np.uint8)

@@ -74,6 +74,7 @@ def _is_known(kind: type[nn.Module]) -> bool:
 
 
 def _twin(module: nn.Module, memo: dict[int, Any], exchange: Exchange | None) -> Any:
+    module = getattr(module, "stands_for", module)
     if id(module) in memo:
         return memo[id(module)]
     if exchange is not None and not module._modules:

@@ -1,0 +1,123 @@
+"""Attend from a few rows of one sequence to a slab on a CPU, by a kernel of our own."""
+
+import struct
+import threading
+from ctypes import Structure, addressof, c_int64
+
+import torch
+
+from llma_rag.engine.bf16_product import can_keep_bf16
+from llma_rag.engine.threads import run_in_parallel
+
+MOST_ROWS = 256
+"""Rows, times the heads that share keys, up to which the kernel's room stays small."""
+
+_rooms = threading.local()
+"""Memory between the kernel's two passes, of each thread that asks for attention."""
+
+
+class Arguments(Structure):
+    """What `attention_kernel` reads at the address that it is given.
+
+    Attributes:
+        task: The next piece to be taken, 0 at first; threads count it up.
+        joined: The next row to be joined, likewise.
+        half: 1 where numbers are bfloat16, 0 where they are float32.
+        queries: Address of [kv_heads, group, rows, dim].
+        keys: Address of [kv_heads, tokens, dim].
+        values: Address of [kv_heads, tokens, dim].
+        mask: Address of which of the new tokens the first row sees, one byte each.
+        width: Bytes from there to that of the next row; 0 where rows see what precedes them.
+        rows: New tokens.
+        group: Heads of queries that share one of keys.
+        kv_heads: Heads of keys and values.
+        dim: Numbers of a head.
+        start: Tokens in the slab before the new ones.
+        end: Tokens in it with them, and hidden ones.
+        stride: Numbers from one head of keys to the next.
+        room: Address of the kernel's memory.
+        size: Bytes of it for one piece of one head.
+        scale: The bits of the scores' factor, float32.
+        output: Address of [rows, kv_heads, group, dim].
+    """
+
+    _fields_ = [
+        (name, c_int64)
+        for name in (
+            "task", "joined", "half", "queries", "keys", "values", "mask", "width", "rows", "group",
+            "kv_heads", "dim", "start", "end", "stride", "room", "size", "scale", "output",
+        )
+    ]  # fmt: skip
+
+
+def can_attend(queries: torch.Tensor, keys: torch.Tensor) -> bool:
+    """Return whether the kernel runs here and knows heads of this size, and so many rows."""
+    if not can_keep_bf16():
+        return False
+    from llma_rag.engine.attention_kernel import COLUMNS
+
+    _, heads, rows, dim = queries.shape
+    return dim % COLUMNS == 0 and rows * (heads // keys.shape[1]) <= MOST_ROWS
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    seen: torch.Tensor | None,
+    start: int,
+    end: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attend to whole slabs; see `can_attend`.
+
+    Args:
+        queries: [1, heads, rows, dim], float32 or bfloat16, contiguous.
+        keys: [1, kv_heads, capacity, dim], of the same dtype, contiguous.
+        values: As the keys.
+        seen: Which of the tokens from `start` to `end` a row sees, bool [rows, end - start], with
+            the flags of a row side by side; None lets it see those up to its own.
+        start: Tokens before the rows' own; all are seen.
+        end: Tokens in the slab with them; further ones are not looked at.
+        scale: Factor of the scores.
+
+    Returns:
+        [1, rows, heads, dim].
+    """
+    from llma_rag.engine.attention_kernel import COLUMNS, PIECE, attend_pieces, join_pieces
+
+    _, heads, rows, dim = queries.shape
+    kv_heads = keys.shape[1]
+    wide, half = rows * (heads // kv_heads), queries.dtype is torch.bfloat16
+    size = 4 * (wide * (dim + 2 + PIECE) + dim * COLUMNS + half * (wide + PIECE) * dim)
+    output = queries.new_empty((1, rows, heads, dim))
+    given = Arguments(
+        half=half,
+        queries=queries.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        mask=0 if seen is None else seen.data_ptr(),
+        width=0 if seen is None else seen.stride(0),
+        rows=rows,
+        group=heads // kv_heads,
+        kv_heads=kv_heads,
+        dim=dim,
+        start=start,
+        end=end,
+        stride=keys.stride(1),
+        room=_room(size * kv_heads * -(-end // PIECE)).data_ptr(),
+        size=size,
+        scale=struct.unpack("<i", struct.pack("<f", scale))[0],
+        output=output.data_ptr(),
+    )
+    run_in_parallel(attend_pieces.address, addressof(given))
+    run_in_parallel(join_pieces.address, addressof(given))
+    return output
+
+
+def _room(size: int) -> torch.Tensor:
+    """Return at least so many bytes, which the thread's last call has done with."""
+    room: torch.Tensor | None = getattr(_rooms, "room", None)
+    if room is None or room.nbytes < size:
+        room = _rooms.room = torch.empty(size, dtype=torch.uint8)
+    return room
