@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
 
 from llma_rag.engine import fused_layer
+from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fast import fast_view
 from llma_rag.engine.fused_layer import FusedLayer, can_fuse_layer
 from llma_rag.engine.layer_kernels import gate, normalise, turn_and_keep
+from llma_rag.engine.prepack import prepack_in_place
+from llma_rag.engine.probe import runner_of
+from llma_rag.engine.step import Pass
 from llma_rag.engine.twin import twin
 from tests.models import VOCAB, tiny_model
 
@@ -123,6 +127,38 @@ def test_a_few_rows_behind_a_prompt_are_fused_and_the_prompt_is_not(name, dtype,
         expected = model(input_ids=torch.cat([prompt, ids], 1)).logits[:, -5:]
     tolerance = 1e-5 if dtype is torch.float32 else 5e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not can_keep_bf16(), reason="our kernels do not run here")
+def test_chains_change_no_bit_of_a_logit_where_all_kernels_are_ours(runs) -> None:
+    """In float32, with weights that bfloat16 holds, behind and across the end of a piece."""
+    config = LlamaConfig(
+        hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, vocab_size=VOCAB, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).float().eval()
+    prepack_in_place(model)
+    runner = runner_of(model)
+    ids = torch.randint(4, VOCAB, (290,)).tolist()
+
+    def logits(widths: list[int]) -> torch.Tensor:
+        row, found = runner.open_row(len(ids)), []
+        prompt = Pass(row, ids[:240])
+        runner.run(prompt)
+        runner.keep(prompt, [])
+        for width in widths:
+            here = row.length
+            drafted = ids[here + 1 : here + width]
+            step = Pass(row, ids[here : here + 1], [*drafted, 5, 6], range(-1, width))
+            found.append(runner.logits(step)[:width])
+            runner.keep(step, range(len(drafted)))
+        return torch.cat(found)
+
+    alone = logits([1] * 48)
+    for widths in ([2] * 24, [16] * 3, [5, 11, 1, 17, 14]):
+        assert torch.equal(logits(widths), alone)
+    assert {3, 4, 18, 7, 13, 19} <= set(runs)
 
 
 def test_a_twin_of_a_view_has_the_layers_that_fused_ones_stand_for() -> None:

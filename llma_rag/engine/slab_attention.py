@@ -6,7 +6,7 @@ from ctypes import Structure, addressof, c_int64
 
 import torch
 
-from llma_rag.engine.bf16_product import can_keep_bf16
+from llma_rag.engine.bf16_product import ALONE, can_keep_bf16
 from llma_rag.engine.threads import run_in_parallel
 
 MOST_ROWS = 256
@@ -89,6 +89,7 @@ def attend(
     _, heads, rows, dim = queries.shape
     kv_heads = keys.shape[1]
     wide, half = rows * (heads // kv_heads), queries.dtype is torch.bfloat16
+    pieces = -(-end // PIECE)
     size = 4 * (wide * (dim + 2 + PIECE) + dim * COLUMNS + half * (wide + PIECE) * dim)
     output = queries.new_empty((1, rows, heads, dim))
     given = Arguments(
@@ -105,13 +106,14 @@ def attend(
         start=start,
         end=end,
         stride=keys.stride(1),
-        room=_room(size * kv_heads * -(-end // PIECE)).data_ptr(),
+        room=_room(size * kv_heads * pieces).data_ptr(),
         size=size,
         scale=struct.unpack("<i", struct.pack("<f", scale))[0],
         output=output.data_ptr(),
     )
     run_in_parallel(attend_pieces.address, addressof(given))
-    run_in_parallel(join_pieces.address, addressof(given))
+    alone = output.numel() * pieces <= ALONE
+    run_in_parallel(join_pieces.address, addressof(given), 1 if alone else None)
     return output
 
 
