@@ -1,5 +1,6 @@
 """Run layers of the Llama family on a CPU with few operations between their products."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import MAX_PACKED_ROWS, packed_attention
+from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fused import LAYERS
+from llma_rag.engine.progress import progress
 from llma_rag.engine.slab_attention import attend, can_attend
 
 DTYPES = {torch.float32: False, torch.bfloat16: True}
@@ -157,7 +160,29 @@ def fuse_layers(model: PreTrainedModel) -> None:
     rotary = getattr(inner, "rotary_emb", None)
     for name, layer in list(layers._modules.items()):
         if can_fuse_layer(layer, rotary):
+            compile_kernels()
             layers._modules[name] = FusedLayer(layer)
+
+
+@cache
+def compile_kernels() -> None:
+    """Compile the kernels, by calling them for no rows.
+
+    Takes some seconds once per installation, and a fraction of one in later processes.
+    """
+    with progress("Compiling kernels", "kernel", total=5) as bar:
+        from llma_rag.engine import layer_kernels
+
+        if can_keep_bf16():
+            bar.update()
+            from llma_rag.engine import attention_kernel  # noqa: F401
+        bar.update()
+        layer_kernels.normalise(False, 0, 0, 0, 0, 0, 0, 0, 0.0)
+        bar.update()
+        layer_kernels.gate(False, 0, 0, 0, 0, 0, 0)
+        bar.update()
+        layer_kernels.turn_and_keep(False, *[0] * 16)
+        bar.update()
 
 
 def can_fuse_layer(layer: Any, rotary: Any) -> bool:
