@@ -48,7 +48,7 @@ def folder_for(package: Path, base: Path | None = None) -> Path | None:
     """
     try:
         texts = [file.read_bytes() for file in sorted(package.rglob("*.py"))]
-        sources = [text for text in texts if b"@compiled" in text]
+        sources = [text for text in texts if b"@compiled" in text or b"@written" in text]
         if not sources:
             return None
         digest = hashlib.sha256(b"".join(sources)).hexdigest()[:16]

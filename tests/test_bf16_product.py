@@ -1,6 +1,8 @@
 """Products with weights in bfloat16: as exact as torch's, the same bits at every width."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -10,8 +12,8 @@ import torch
 
 from llma_rag.engine import bf16_product
 from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16, holds, in_blocks
-from llma_rag.engine.threads import run_in_parallel
-from llma_rag.engine.tiles import _tile_for
+from llma_rag.engine.threads import _function, run_in_parallel
+from llma_rag.engine.tiles import TILE, _tile_for
 
 needs_kernel = pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
 threads = torch.get_num_threads()
@@ -101,6 +103,51 @@ def test_several_threads_may_use_one_product() -> None:
         worker.join()
     assert len(found) == 60
     assert all(torch.equal(one, found[0]) for one in found)
+
+
+@needs_kernel
+def test_rows_of_another_length_are_refused_instead_of_read_beyond() -> None:
+    weight, _ = _case(32, 64, 1)
+    with pytest.raises(RuntimeError, match="expected 64 numbers in a row, got 8"):
+        Bf16Product(weight, None)(torch.ones(2, 8))
+
+
+@needs_kernel
+def test_numbers_that_are_negated_later_are_read_as_negative() -> None:
+    weight, states = _case(40, 24, 3)
+    product = Bf16Product(weight, None)
+    assert torch.equal(product(torch._neg_view(states)), product(-states))
+
+
+@needs_kernel
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_and_pickles_hold_the_weight_and_no_address(how) -> None:
+    weight, states = _case(40, 24, 3)
+    product = Bf16Product(weight, torch.randn(40))
+    other = how(product)
+    assert not [one for one in vars(other).values() if isinstance(one, int) and one > 1 << 32]
+    assert torch.equal(other(states), product(states))
+
+
+@needs_kernel
+def test_a_default_device_or_dtype_of_others_does_not_matter() -> None:
+    weight, states = _case(40, 24, 3)
+    expected = Bf16Product(weight, None)(states)
+    can_keep_bf16.cache_clear()
+    with torch.device("meta"):
+        assert can_keep_bf16()
+        assert torch.equal(Bf16Product(weight, None)(states), expected)
+    can_keep_bf16.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert can_keep_bf16()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_kernel_runs_where_it_should() -> None:
+    """Else all other tests here would be skipped."""
+    assert can_keep_bf16() == (TILE is not None and _function("GOMP_parallel") is not None)
 
 
 def test_only_weights_that_bfloat16_holds_are_kept() -> None:

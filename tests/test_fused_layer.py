@@ -1,13 +1,18 @@
 """Layers between whose products kernels of our own compute: the same numbers, hooks and masks."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    apply_rotary_pos_emb,
+)
 
 from llma_rag.engine import fused_layer
 from llma_rag.engine.bf16_product import can_keep_bf16
@@ -19,7 +24,7 @@ from llma_rag.engine.prepack import prepack_in_place
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass
 from llma_rag.engine.twin import twin
-from tests.models import VOCAB, tiny_model
+from tests.models import CONFIGS, VOCAB, tiny_model
 
 DTYPES = [torch.float32, torch.bfloat16]
 KNOWN = ["llama-gqa", "qwen2", "mistral"]
@@ -56,7 +61,8 @@ def test_norms_are_those_of_transformers(dtype, rows: int, added: bool) -> None:
 def test_gates_are_those_of_transformers(dtype, rows: int) -> None:
     """Also where numbers are so large that the exponential function would overflow."""
     both = _numbers(rows, 2, 70, dtype=dtype) * 20
-    both[0, 0, :6] = torch.tensor([0.0, -200.0, 200.0, -88.5, 1e-30, -1e-3]).to(dtype)
+    odd = [0.0, -200.0, 200.0, -88.5, 1e-30, -1e-3, -1e38, -math.inf, math.inf, math.nan]
+    both[0, 0, : len(odd)] = torch.tensor(odd).to(dtype)
     gates, ups = both[:, 0], both[:, 1]
     output = torch.empty((rows, 70), dtype=dtype)
     gate(
@@ -64,7 +70,7 @@ def test_gates_are_those_of_transformers(dtype, rows: int) -> None:
     )
     expected = torch.nn.functional.silu(gates) * ups
     eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(output, expected, rtol=4 * eps, atol=1e-30)
+    torch.testing.assert_close(output, expected, rtol=4 * eps, atol=1e-30, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,13 +181,131 @@ def test_wide_passes_run_as_they_did(runs) -> None:
     assert runs == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [8, 32])
+@pytest.mark.parametrize("name", KNOWN)
+def test_prepacked_layers_in_a_slab_that_grows(name: str, dim: int, dtype, runs) -> None:
+    """With heads for torch's attention and for ours, joined layers, chains and trees."""
+    config = type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), "head_dim": dim})
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(dtype).eval()
+    packed_model = copy.deepcopy(model)
+    assert prepack_in_place(packed_model) > 0
+    runner = runner_of(packed_model)
+    assert runner.verdict.fast
+    runs.clear()
+    ids = torch.randint(4, VOCAB, (300,)).tolist()
+    row, found = runner.open_row(40), []
+    prompt = Pass(row, ids[:30])
+    runner.run(prompt)
+    runner.keep(prompt, [])
+    while row.length < 290:
+        here = row.length
+        chain = ids[here + 1 : here + 6]
+        # Five right tokens in a row, and a wrong sibling beside the first two.
+        drafted, parents = [*chain[:2], 4, 5, *chain[2:]], [-1, 0, -1, 0, 1, 4, 5]
+        step = Pass(row, ids[here : here + 1], drafted, parents)
+        found.append(runner.logits(step)[[0, 1, 2, 5, 6, 7]])
+        runner.keep(step, [0, 1, 4, 5, 6])
+    assert runs == [8] * config.num_hidden_layers * len(found)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids[: row.length]])).logits[0, 30:]
+    logits = torch.cat(found)
+    if dtype is torch.float32:
+        torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    else:
+        difference = (logits - expected).float().abs().mean() / expected.float().abs().max()
+        assert difference < 0.01
+
+
+def test_a_pass_of_another_dtype_than_the_slab_runs_as_before(runs) -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    view, cache = fast_view(model), SlabCache(2, capacity=32)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        view(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.keep(0, 3)
+        model.bfloat16()
+        with pytest.raises(RuntimeError):
+            view(input_ids=ids, past_key_values=cache, use_cache=True)
+    assert runs == []
+
+
+def test_a_model_that_was_cast_in_part_runs_as_before(runs) -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa")).bfloat16()
+    view = fast_view(model)
+    for part in (model.model.layers, model.model.norm, model.lm_head):
+        part.float()
+    prompt, ids = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
+    found = _behind(view, prompt, ids)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.cat([prompt, ids], 1)).logits[:, -2:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    model.model.embed_tokens.float()
+    assert fast_view(model) is not view
+
+
+def test_gains_that_are_exchanged_are_seen() -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    view = fast_view(model)
+    strided = torch.randn(32, 2)[:, 0]
+    name = "model.layers.0.input_layernorm.weight"
+    model.load_state_dict({**model.state_dict(), name: strided}, assign=True)
+    prompt, ids = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
+    with torch.inference_mode():
+        expected = model(input_ids=torch.cat([prompt, ids], 1)).logits[:, -2:]
+    torch.testing.assert_close(_behind(view, prompt, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_default_device_of_others_does_not_matter(runs) -> None:
+    model = tiny_model("llama-gqa")
+    prompt, ids = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9]])
+    expected = _behind(fast_view(model), prompt, ids)
+    with torch.device("meta"):
+        found = _behind(fast_view(model), prompt, ids)
+    assert torch.equal(found, expected)
+    assert len(runs) == 4
+
+
+def test_batches_run_as_they_did(runs) -> None:
+    view = fast_view(tiny_model("llama-gqa"))
+    cache = SlabCache(2, capacity=32, rows=2)
+    with torch.inference_mode():
+        for _ in range(2):
+            view(input_ids=torch.tensor([[5, 6], [7, 8]]), past_key_values=cache, use_cache=True)
+            for row in range(2):
+                cache.keep(row, 2)
+    assert runs == []
+
+
+def test_hooks_that_transformers_left_behind_do_not_count(runs) -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    model(input_ids=torch.tensor([[5, 6]]), output_hidden_states=True)
+    assert model.model.layers[0]._forward_hooks
+    _behind(fast_view(model), torch.tensor([[5, 6]]), torch.tensor([[7]]))
+    assert runs == [1, 1]
+
+
+def test_kernels_that_can_not_be_compiled_leave_layers_as_they_are(monkeypatch, runs) -> None:
+    def broken() -> None:
+        raise RuntimeError("no compiler")
+
+    fused_layer.can_compile.cache_clear()
+    monkeypatch.setattr(fused_layer, "_compile", broken)
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    _behind(fast_view(model), torch.tensor([[5, 6]]), torch.tensor([[7]]))
+    assert runs == []
+    fused_layer.can_compile.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
 @pytest.mark.parametrize("place", ["self_attn", "mlp", "input_layernorm", "", "mlp.act_fn"])
-def test_hooks_are_called_once_a_pass(place: str, runs) -> None:
+def test_hooks_are_called_once_a_pass(place: str, kind: str, runs) -> None:
     model = tiny_model("llama-gqa")
     view = fast_view(model)
     calls: list[object] = []
     hooked = model.model.layers[0].get_submodule(place)
-    handle = hooked.register_forward_hook(lambda *_: calls.append(1))
+    handle = getattr(hooked, f"register_{kind}")(lambda *_: calls.append(1))
     try:
         _behind(view, torch.tensor([[5, 6]]), torch.tensor([[7]]))
     finally:
@@ -208,12 +332,8 @@ def test_layers_that_do_something_else_are_left() -> None:
     assert can_fuse_layer(layer, rotary)
     assert not can_fuse_layer(layer, None)
     assert not can_fuse_layer(tiny_model("gemma").model.layers[0], rotary)
-    config = LlamaConfig(**{**model.config.to_dict(), "hidden_act": "gelu"})
-    other = fast_view(model).model.layers[0]
-    other.mlp, kept = LlamaMLP(config), other.mlp
-    try:
-        assert not can_fuse_layer(other, rotary)
-    finally:
-        other.mlp = kept
+    other = LlamaConfig(**{**model.config.to_dict(), "hidden_act": "gelu"})
+    assert not can_fuse_layer(LlamaDecoderLayer(other, 0), rotary)
+    assert can_fuse_layer(LlamaDecoderLayer(model.config, 0), rotary)
     part = type(rotary)(LlamaConfig(**{**model.config.to_dict(), "head_dim": 4}))
     assert not can_fuse_layer(layer, part)

@@ -12,6 +12,7 @@ from llma_rag.engine import load as loading
 from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.load import load
 from llma_rag.engine.onednn_product import OneDnnProduct
+from llma_rag.engine.prepack import prepack_in_place
 from tests.models import character_tokenizer, tiny_model
 
 Save = Callable[[torch.dtype], Path]
@@ -74,9 +75,16 @@ def test_layers_that_become_float32_are_laid_out_from_their_own_weights(save, mo
         widened.append(weight.shape)
         original(self, weight, bias)
 
+    def pack(model: Any, dtype: torch.dtype | None = None) -> int:
+        packed.append((prepack_in_place(model, dtype), dtype))
+        return packed[-1][0]
+
+    packed: list[tuple[int, torch.dtype | None]] = []
     monkeypatch.setattr(OneDnnProduct, "__init__", noted)
+    monkeypatch.setattr(loading, "prepack_in_place", pack)
     model, _ = load(folder, {"device": "cpu"})
     assert model.dtype is torch.float32
+    assert packed == [(15, torch.float32), (0, None)]
     if can_keep_bf16():
         assert bool(widened) == (dtype is torch.float16)
     ids = torch.arange(4, 20)[None]

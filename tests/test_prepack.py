@@ -148,7 +148,14 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
     hooked.register_forward_hook(lambda *_: None)
     other = nn.Linear(8, 8)
     other.weight = nn.Parameter(other.weight.detach().as_subclass(QuantisedWeight))
-    odd = (Quantised(8, 8), nn.Linear(8, 8).half(), nn.Embedding(8, 8), hooked, other)
+    odd = (
+        nn.Linear(0, 8),
+        Quantised(8, 8),
+        nn.Linear(8, 8).half(),
+        nn.Embedding(8, 8),
+        hooked,
+        other,
+    )
     assert prepacked(nn.Sequential(*odd)) == {}
 
 

@@ -6,6 +6,7 @@ zeros behind each; a pass that waits for memory need not read those.
 
 from ctypes import Structure, addressof, c_int64
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
@@ -17,7 +18,7 @@ CACHE = 256 << 10
 caches."""
 
 ALONE = 1 << 17
-"""Products that are computed by one thread, since waking others takes longer."""
+"""Most multiplications that one thread does alone, since waking others takes longer."""
 
 
 class Arguments(Structure):
@@ -50,14 +51,12 @@ class Bf16Product:
             weight: bfloat16, or float32 that `holds` says bfloat16 holds; [outputs, inputs].
             bias: [outputs]; None for none.
         """
-        from llma_rag.engine.bf16_kernel import multiply
         from llma_rag.engine.tiles import LANES, ROWS
 
         self._outputs, self._inputs = weight.shape
         self._blocks = in_blocks(weight)
         self._width = len(self._blocks) * 2 * LANES
         self._together = max(1, CACHE // (4 * ROWS * self._inputs)) * ROWS
-        self._multiply = multiply.address
         self.nbytes = 2 * weight.numel()
         self.bias = None if bias is None else bias.float()
 
@@ -65,11 +64,14 @@ class Bf16Product:
         """Return float32 [rows, outputs] of float32 [rows, inputs].
 
         Raises:
-            RuntimeError: If the states are not float32.
+            RuntimeError: If the states are not float32, or rows are of another length.
         """
+        rows, inputs = states.shape
         if states.dtype is not torch.float32 or states.device.type != "cpu":
             raise RuntimeError(f"expected float32 on the CPU, got {states.dtype}")
-        states, rows = states.contiguous(), states.shape[0]
+        if inputs != self._inputs:
+            raise RuntimeError(f"expected {self._inputs} numbers in a row, got {inputs}")
+        states = states.contiguous().resolve_neg()
         output = states.new_empty((rows, self._width))
         given = Arguments(
             task=0,
@@ -82,10 +84,14 @@ class Bf16Product:
             together=self._together,
         )
         alone = rows * self._width * self._inputs <= ALONE
-        run_in_parallel(self._multiply, addressof(given), 1 if alone else None)
+        run_in_parallel(_multiply(), addressof(given), 1 if alone else None)
         if self._outputs < self._width:
             output = output[:, : self._outputs]
         return output if self.bias is None else output.add_(self.bias)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let copies and pickles, maybe for another processor, lay the weight out anew."""
+        return Bf16Product, (self.dense().to(torch.bfloat16), self.bias)
 
     def dense(self) -> torch.Tensor:
         """Return a copy of the weight, float32 [outputs, inputs]."""
@@ -108,7 +114,7 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
 
     outputs, inputs = weight.shape
     blocks = -(-outputs // (2 * LANES))
-    bits = torch.zeros((blocks * 2 * LANES, inputs), dtype=torch.int16)
+    bits = weight.new_zeros((blocks * 2 * LANES, inputs), dtype=torch.int16)
     bits[:outputs] = weight.to(torch.bfloat16).view(torch.int16)
     return bits.view(blocks, 2, LANES, inputs).permute(0, 3, 2, 1).contiguous()
 
@@ -121,6 +127,15 @@ def holds(weight: torch.Tensor) -> bool:
 
 
 @cache
+def _multiply() -> int:
+    """Return the kernel's address."""
+    from llma_rag.engine.bf16_kernel import multiply
+
+    address: int = multiply.address
+    return address
+
+
+@cache
 def can_keep_bf16() -> bool:
     """Return whether the kernel compiles, can use torch's threads, and is right."""
     try:
@@ -129,11 +144,12 @@ def can_keep_bf16() -> bool:
         if TILE is None:
             return False
         source = torch.Generator().manual_seed(0)
-        weight = torch.randn((300, 520), generator=source).to(torch.bfloat16)
-        bias = torch.randn(300, generator=source)
+        plain: dict[str, Any] = {"generator": source, "dtype": torch.float32, "device": "cpu"}
+        weight = torch.randn((300, 520), **plain).to(torch.bfloat16)
+        bias = torch.randn(300, **plain)
         product = Bf16Product(weight, bias)
         for rows in (*range(1, ROWS + 2), 3 * ROWS):
-            states = torch.randn((rows, 520), generator=source)
+            states = torch.randn((rows, 520), **plain)
             expected = linear(states.double(), weight.double(), bias.double())
             if not torch.allclose(product(states).double(), expected, rtol=1e-4, atol=1e-4):
                 return False

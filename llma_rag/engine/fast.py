@@ -10,7 +10,7 @@ from llma_rag.engine.fused_layer import fuse_layers
 from llma_rag.engine.twin import can_twin, modules_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]
-"""The modules that a model had, and the twin that was made of them."""
+"""Device, dtype and modules that a model had, and the twin that was made of them."""
 
 _views: "weakref.WeakKeyDictionary[PreTrainedModel, _View]" = weakref.WeakKeyDictionary()
 
@@ -33,14 +33,14 @@ def can_be_fast(model: PreTrainedModel) -> bool:
 def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     """Return the twin of `model` that attends with `packed_attention`.
 
-    Made once per model, and again where modules of the model were exchanged.
+    Made once per model, and again where modules were exchanged or the model was moved or cast.
     """
-    modules = modules_of(model)
+    picture = (model.device, model.dtype, *modules_of(model))
     known = _views.get(model)
-    if known is None or known[0] != modules:
+    if known is None or known[0] != picture:
         view = twin(model, attention=PACKED)
         fuse_layers(view)
-        known = _views[model] = (modules, view)
+        known = _views[model] = (picture, view)
     return known[1]
 
 

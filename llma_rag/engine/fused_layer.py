@@ -1,5 +1,7 @@
 """Run layers of the Llama family on a CPU with few operations between their products."""
 
+import logging
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,12 @@ from llma_rag.engine.slab_attention import attend, can_attend
 
 DTYPES = {torch.float32: False, torch.bfloat16: True}
 """Of states, and whether the kernels take them as halves."""
+
+
+CAPTURING = "transformers.utils.output_capturing"
+"""Where transformers' own hooks come from."""
+
+logger = logging.getLogger(__name__)
 
 
 class FusedLayer(nn.Module):
@@ -42,25 +50,34 @@ class FusedLayer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **given: Any) -> Any:
         """Return what the layer returns."""
-        cache: Any = given.get("past_key_values")
-        if not self._knows(hidden_states, cache):
+        if not self._knows(hidden_states, given):
             return self.stands_for(hidden_states, **given)
         return self._run(
-            hidden_states, cache, given["attention_mask"], *given["position_embeddings"]
+            hidden_states,
+            given["past_key_values"],
+            given["attention_mask"],
+            *given["position_embeddings"],
         )
 
-    def _knows(self, states: torch.Tensor, cache: Any) -> bool:
+    def _knows(self, states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+        """Return whether the kernels can run a pass; dtypes change where a model is cast."""
         batch, rows, _ = states.shape
+        cache, dtype = given.get("past_key_values"), states.dtype
         return (
             batch == 1
             and rows <= MAX_PACKED_ROWS
-            and states.dtype in DTYPES
+            and dtype in DTYPES
+            and states.device.type == "cpu"
             and isinstance(cache, SlabCache)
             and cache.places is None
             and len(cache.lengths) == 1
             and cache.lengths[0] > 0
-            and all(norm.weight.dtype is states.dtype for norm in self._norms)
-            and not any(one._forward_hooks or one._forward_pre_hooks for one in self._watched)
+            and cache.slabs(self.stands_for.self_attn.layer_idx, 0)[0].dtype is dtype
+            and all(angles.dtype is dtype for angles in given["position_embeddings"])
+            and all(
+                norm.weight.dtype is dtype and norm.weight.is_contiguous() for norm in self._norms
+            )
+            and not any(map(_is_watched, self._watched))
         )
 
     def _run(
@@ -143,7 +160,7 @@ class FusedLayer(nn.Module):
     def _gated(self, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
         from llma_rag.engine.layer_kernels import gate
 
-        output = torch.empty(gates.shape, dtype=gates.dtype)
+        output = gates.new_empty(gates.shape)
         gate(
             DTYPES[gates.dtype], gates.data_ptr(), ups.data_ptr(), output.data_ptr(),
             gates.shape[1], gates.stride(1), gates.shape[2],
@@ -159,17 +176,25 @@ def fuse_layers(model: PreTrainedModel) -> None:
         return
     rotary = getattr(inner, "rotary_emb", None)
     for name, layer in list(layers._modules.items()):
-        if can_fuse_layer(layer, rotary):
-            compile_kernels()
+        if can_fuse_layer(layer, rotary) and can_compile():
             layers._modules[name] = FusedLayer(layer)
 
 
 @cache
-def compile_kernels() -> None:
-    """Compile the kernels, by calling them for no rows.
+def can_compile() -> bool:
+    """Compile the kernels, by calling them for no rows; return whether that can be done here.
 
     Takes some seconds once per installation, and a fraction of one in later processes.
     """
+    try:
+        _compile()
+    except Exception as error:  # whatever numba and LLVM may raise: layers run as they are
+        logger.warning("Layers are not fused: %r", error)
+        return False
+    return True
+
+
+def _compile() -> None:
     with progress("Compiling kernels", "kernel", total=5) as bar:
         from llma_rag.engine import layer_kernels
 
@@ -194,8 +219,19 @@ def can_fuse_layer(layer: Any, rotary: Any) -> bool:
     return (
         2 * len(rotary.inv_freq) == attention.head_dim
         and type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        and all(type(gain) is nn.Parameter and gain.is_contiguous() for gain in gains)
+        and all(type(gain) is nn.Parameter for gain in gains)
     )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Return whether somebody wants to be told of a module's passes.
+
+    transformers' own hooks stay where hidden states were asked for once, and then do nothing.
+    """
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return False
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(hook, "__module__", "") != CAPTURING for hook in hooks)
 
 
 def _window(attention: Any) -> int | None:

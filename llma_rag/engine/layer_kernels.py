@@ -69,20 +69,24 @@ def _bits_of(typing: Any, number: Any) -> Any:
 def _narrowed(number: Any) -> Any:
     """Return the bits of the bfloat16 that is next to a float32, of two the even one."""
     bits = _bits_of(number)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(rounded if number == number else np.uint32(0x7FC0))
+    even = (bits >> np.uint32(16)) & np.uint32(1)
+    upper = (bits + np.uint32(0x7FFF) + even) >> np.uint32(16)
+    return np.uint16(upper if number == number else np.uint32(0x7FC0))
 
 
 def read(numbers: Any, index: int) -> Any:
     """Return a number of an array of float32, or of bfloat16 in uint16, as float32."""
+    raise NotImplementedError
 
 
 def write(numbers: Any, index: int, number: Any) -> None:
     """Set a number of such an array."""
+    raise NotImplementedError
 
 
 def rounded(numbers: Any, number: Any) -> Any:
     """Return a float32 as such an array would hold it."""
+    raise NotImplementedError
 
 
 @overload(read, strict=False)
@@ -182,8 +186,8 @@ def _gate(gates: Any, ups: Any, output: Any, rows: int, stride: int, size: int) 
     for row in range(rows):
         for index in range(size):
             gate = read(gates, row * stride + index)
-            turned = min(max(-gate, LEAST), MOST)
-            chosen = rounded(output, gate / (ONE + exp(turned)))
+            divisor = np.float32(np.inf) if -gate > MOST else ONE + exp(max(-gate, LEAST))
+            chosen = rounded(output, gate / divisor)
             write(output, row * size + index, chosen * read(ups, row * stride + index))
 
 

@@ -1,13 +1,14 @@
 """Lay weights out once for oneDNN, which otherwise does so at every call."""
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
 from llma_rag.engine.machine import is_intel
 
-ROWS = 16
+LAYOUT_ROWS = 16
 """Rows of a pass for which oneDNN is asked to choose a layout; others run in it as well."""
 
 LEAST_ROWS = 1 if is_intel() else 4
@@ -22,7 +23,7 @@ class OneDnnProduct:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Pack a copy of a weight, [outputs, inputs]; the bias is [outputs] or None."""
         self._outputs = weight.shape[0]
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, LAYOUT_ROWS)
         self.bias = bias
         self.nbytes = weight.nbytes
 
@@ -48,9 +49,10 @@ def can_prepack(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float32, torch.bfloat16) or not _has_onednn():
         return False
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn((48, 32), generator=generator).to(dtype)
-    bias = torch.randn(48, generator=generator).to(dtype)
-    states = torch.randn((3, 32), generator=generator).to(dtype)
+    plain: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    weight = torch.randn((48, 32), **plain).to(dtype)
+    bias = torch.randn(48, **plain).to(dtype)
+    states = torch.randn((3, 32), **plain).to(dtype)
     try:
         found = OneDnnProduct(weight, bias)(states)
     except (AttributeError, RuntimeError, NotImplementedError):

@@ -19,7 +19,7 @@ class Product(Protocol):
 
     Attributes:
         bias: [outputs]; None for none.
-        nbytes: Bytes of the weight, all of which are read for every pass.
+        nbytes: Bytes of the weight.
     """
 
     bias: torch.Tensor | None
@@ -43,6 +43,8 @@ def product_of(
     weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> Product | None:
     """Return the quickest product that computes in a dtype; None where there is but torch's own."""
+    if not weight.numel():
+        return None
     if dtype is torch.float32 and can_keep_bf16() and holds(weight):
         return Bf16Product(weight, bias)
     if not can_prepack(dtype):

@@ -121,5 +121,5 @@ def _room(size: int) -> torch.Tensor:
     """Return at least so many bytes, which the thread's last call has done with."""
     room: torch.Tensor | None = getattr(_rooms, "room", None)
     if room is None or room.nbytes < size:
-        room = _rooms.room = torch.empty(size, dtype=torch.uint8)
+        room = _rooms.room = torch.empty(size, dtype=torch.uint8, device="cpu")
     return room
