@@ -10,7 +10,7 @@ from torch import nn
 from llma_rag.engine import onednn_product, prepack
 from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16
 from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack
-from llma_rag.engine.prepack import PrepackedLinear, prepack_in_place, prepacked
+from llma_rag.engine.prepack import PrepackedLinear, prepack_in_place, prepacked, product_of
 from llma_rag.engine.twin import twin
 from tests.models import VOCAB, greedy, tiny_model
 
@@ -149,7 +149,6 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
     other = nn.Linear(8, 8)
     other.weight = nn.Parameter(other.weight.detach().as_subclass(QuantisedWeight))
     odd = (
-        nn.Linear(0, 8),
         Quantised(8, 8),
         nn.Linear(8, 8).half(),
         nn.Embedding(8, 8),
@@ -184,6 +183,11 @@ def test_a_model_of_bfloat16_weights_computes_in_float32_what_it_did(monkeypatch
         torch.testing.assert_close(
             model.float()(ids).logits, wide(ids).logits, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("shape", [(8, 0), (0, 8)])
+def test_layers_without_weights_are_left(shape: tuple[int, int]) -> None:
+    assert product_of(torch.empty(shape), None, torch.float32) is None
 
 
 def test_without_onednn_nothing_is_exchanged(without_onednn: None) -> None:

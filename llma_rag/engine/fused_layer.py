@@ -61,11 +61,10 @@ class FusedLayer(nn.Module):
 
     def _knows(self, states: torch.Tensor, given: Mapping[str, Any]) -> bool:
         """Return whether the kernels can run a pass; dtypes change where a model is cast."""
-        batch, rows, _ = states.shape
+        rows = states.shape[1]
         cache, dtype = given.get("past_key_values"), states.dtype
         return (
-            batch == 1
-            and rows <= MAX_PACKED_ROWS
+            rows <= MAX_PACKED_ROWS
             and dtype in DTYPES
             and states.device.type == "cpu"
             and isinstance(cache, SlabCache)
