@@ -4,6 +4,7 @@ import ctypes
 import gc
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,15 +72,15 @@ def test_a_second_copy_of_the_slab_is_found(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: concatenating instead of writing in place, which holds old and new at once."""
-    original, held = SlabLayer.update, list[torch.Tensor]()
+    original, held = SlabLayer._slabs_for, list[torch.Tensor]()
 
-    def copying(self: SlabLayer, *states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = original(self, *states)
+    def copying(self: SlabLayer, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        found = original(self, *given)
         held.extend(one.clone() for one in found)
         del held[: -2 * LAYERS]
         return found
 
-    monkeypatch.setattr(SlabLayer, "update", copying)
+    monkeypatch.setattr(SlabLayer, "_slabs_for", copying)
     assert over_the_bound(decoder) > 0
 
 

@@ -1,4 +1,4 @@
-"""Write what is computed in registers: numba cannot be told to keep sums there; LLVM's terms.
+"""Write code in LLVM's terms whose sums stay in registers, as numba cannot be told to keep them.
 
 A tile is some rows by two vectors of columns, one step of the inner dimension at a time, which is
 how BLIS and oneDNN arrange their own (Goto and van de Geijn, *Anatomy of High-Performance Matrix
