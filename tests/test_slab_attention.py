@@ -10,7 +10,6 @@ from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.slab_attention import MOST_ROWS, attend, can_attend
 
 pytestmark = pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
-DTYPES = [torch.float32, torch.bfloat16]
 SCALE = 0.125
 threads = torch.get_num_threads()
 
@@ -23,11 +22,11 @@ def some_threads(request: pytest.FixtureRequest):
 
 
 def _case(
-    dtype: torch.dtype, heads: int, kv_heads: int, rows: int, dim: int, capacity: int
+    heads: int, kv_heads: int, rows: int, dim: int, capacity: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(rows)
     shapes = (1, heads, rows, dim), (1, kv_heads, capacity, dim), (1, kv_heads, capacity, dim)
-    queries, keys, values = (torch.randn(one, generator=source).to(dtype) for one in shapes)
+    queries, keys, values = (torch.randn(one, generator=source) for one in shapes)
     return queries, keys, values
 
 
@@ -49,7 +48,6 @@ def _tree(rows: int) -> torch.Tensor:
     return (seen | torch.eye(rows, dtype=torch.bool)).tril()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("branches", [False, True])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "rows", "dim", "start"),
@@ -59,9 +57,9 @@ def _tree(rows: int) -> torch.Tensor:
     ],
 )  # fmt: skip
 def test_outcomes_are_as_exact_as_those_of_torch(
-    some_threads, dtype, branches, heads, kv_heads, rows, dim, start
+    some_threads, branches, heads, kv_heads, rows, dim, start
 ) -> None:
-    case = _case(dtype, heads, kv_heads, rows, dim, 1024)
+    case = _case(heads, kv_heads, rows, dim, 1024)
     end = start + rows
     new = _tree(rows) if branches else None
     all_seen = None
@@ -71,16 +69,14 @@ def test_outcomes_are_as_exact_as_those_of_torch(
     ours = attend(*case, new, start, end, SCALE)
     kept = case[0], case[1][:, :, :end], case[2][:, :, :end]
     theirs = packed_attention(torch.nn.Module(), *kept, all_seen, scaling=SCALE)[0]
-    assert ours.dtype is dtype
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("start", [5, 250, 300, 511])
 def test_a_row_has_the_same_bits_alone_in_a_chain_in_a_tree_and_in_any_slab(
-    some_threads, dtype, start: int
+    some_threads, start: int
 ) -> None:
-    queries, keys, values = _case(dtype, 8, 2, 9, 64, 768)
+    queries, keys, values = _case(8, 2, 9, 64, 768)
     chain = attend(queries, keys, values, None, start, start + 9, SCALE)
     masked = torch.ones((9, 9), dtype=torch.bool).tril()
     assert torch.equal(chain, attend(queries, keys, values, masked, start, start + 9, SCALE))
@@ -92,19 +88,17 @@ def test_a_row_has_the_same_bits_alone_in_a_chain_in_a_tree_and_in_any_slab(
         assert torch.equal(attend(one, *cut, None, start + row, start + row + 1, SCALE), alone)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_what_a_slab_holds_behind_the_end_does_not_matter(dtype) -> None:
-    queries, keys, values = _case(dtype, 4, 2, 3, 32, 512)
+def test_what_a_slab_holds_behind_the_end_does_not_matter() -> None:
+    queries, keys, values = _case(4, 2, 3, 32, 512)
     expected = attend(queries, keys, values, None, 300, 303, SCALE)
     for slab in (keys, values):
         slab[:, :, 303:] = float("nan")
     assert torch.equal(attend(queries, keys, values, None, 300, 303, SCALE), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_tokens_that_a_mask_hides_do_not_matter(dtype) -> None:
+def test_tokens_that_a_mask_hides_do_not_matter() -> None:
     """Those of a bucket that is shown whole too, and rows of flags that are further apart."""
-    queries, keys, values = _case(dtype, 4, 2, 3, 32, 1024)
+    queries, keys, values = _case(4, 2, 3, 32, 1024)
     expected = attend(queries, keys, values, None, 300, 303, SCALE)
     seen = torch.zeros((3, 700), dtype=torch.bool)
     seen[:, :3] = torch.ones((3, 3), dtype=torch.bool).tril()
@@ -113,9 +107,7 @@ def test_tokens_that_a_mask_hides_do_not_matter(dtype) -> None:
 
 @pytest.mark.parametrize("where", ["queries", "keys", "values"])
 def test_numbers_that_are_none_are_not_hidden(where: str) -> None:
-    case = dict(
-        zip(("queries", "keys", "values"), _case(torch.float32, 4, 2, 2, 32, 256), strict=True)
-    )
+    case = dict(zip(("queries", "keys", "values"), _case(4, 2, 2, 32, 256), strict=True))
     case[where][0, 0, 0, 3] = float("nan")
     output = attend(**case, seen=None, start=40, end=42, scale=SCALE)
     assert output[0, 0, 0].isnan().any()
@@ -123,7 +115,7 @@ def test_numbers_that_are_none_are_not_hidden(where: str) -> None:
 
 
 def test_threads_do_not_share_memory() -> None:
-    case = _case(torch.float32, 8, 2, 5, 64, 1024)
+    case = _case(8, 2, 5, 64, 1024)
     found: list[torch.Tensor] = []
 
     def compute(start: int) -> None:
@@ -141,8 +133,9 @@ def test_threads_do_not_share_memory() -> None:
 
 
 def test_other_heads_and_more_rows_are_left_to_torch() -> None:
-    queries, keys, _ = _case(torch.float32, 4, 2, 2, 32, 64)
+    queries, keys, _ = _case(4, 2, 2, 32, 64)
     assert can_attend(queries, keys)
+    assert not can_attend(queries.bfloat16(), keys.bfloat16())
     assert not can_attend(queries[..., :8], keys[..., :8])
     wide = torch.zeros((1, 4, MOST_ROWS // 2 + 1, 32))
     assert not can_attend(wide, keys)

@@ -1,4 +1,4 @@
-"""Attend to a slab in pieces of fixed places; compiled by numba for the processor at hand.
+"""Attend in float32 to a slab in pieces of fixed places; compiled by numba.
 
 Each piece of keys is read once for all rows and heads that share it, and its shares are joined in
 ascending order, as in FlashDecoding (Dao et al., 2023). A piece's shares of a row do not depend on
@@ -12,16 +12,7 @@ import numpy as np
 from numba import types
 
 from llma_rag.compiled import callback, compiled
-from llma_rag.engine.layer_kernels import (
-    LEAST,
-    exp,
-    flags,
-    float_of,
-    floats,
-    halves,
-    read,
-    write,
-)
+from llma_rag.engine.layer_kernels import LEAST, exp, flags, float_of, floats
 from llma_rag.engine.tiles import LANES, ROWS, add_wide_tile, largest, load, take, total, turn_block
 
 PIECE = 256
@@ -56,16 +47,15 @@ def _hide(line: Any, row: int, first: int, count: int, start: int, mask: int, wi
 
 @compiled
 def _score(
-    half: bool, queries: int, rows: int, dim: int, keys: int, count: int, turned: int, scores: int
+    queries: int, rows: int, dim: int, keys: int, count: int, turned: int, scores: int
 ) -> None:
     """Write the scores of all rows, [rows, PIECE], for `count` keys of a piece."""
-    size = 2 if half else 4
     for tile in range(0, count, COLUMNS):
         for part in range(0, dim, LANES):
             for side in range(0, COLUMNS, LANES):
                 first = min(tile + side, count - 1)
                 turn_block(
-                    half, keys + (first * dim + part) * size, dim, count - 1 - first,
+                    keys + (first * dim + part) * 4, dim, count - 1 - first,
                     turned + (part * COLUMNS + side) * 4,
                 )  # fmt: skip
         for row in range(0, rows, ROWS):
@@ -76,31 +66,19 @@ def _score(
 
 
 @compiled
-def _copy(source: Any, target: Any) -> None:
-    for index in range(len(target)):
-        target[index] = read(source, index)
-
-
-@compiled
 def _attend_piece(
-    half: bool, queries: int, keys: int, values: int, mask: int, width: int, rows: int, wide: int,
+    queries: int, keys: int, values: int, mask: int, width: int, rows: int, wide: int,
     dim: int, start: int, first: int, count: int, scale: Any, room: int,
 ) -> None:  # fmt: skip
     """Compute the shares of `count` keys from `first` on for the `wide` rows of a head of keys.
 
-    `room` holds float32: shares [wide, dim], largest scores and sums [2, wide], scores
-    [wide, PIECE], turned keys [dim, COLUMNS], queries [wide, dim] and values [PIECE, dim].
+    `room` holds shares [wide, dim], largest scores and sums [2, wide], scores [wide, PIECE] and
+    turned keys [dim, COLUMNS].
     """
     tops = room + wide * dim * 4
     scores = tops + 2 * wide * 4
     turned = scores + wide * PIECE * 4
-    if half:
-        wide_queries = turned + dim * COLUMNS * 4
-        wide_values = wide_queries + wide * dim * 4
-        _copy(halves(queries, wide * dim), floats(wide_queries, wide * dim))
-        _copy(halves(values, count * dim), floats(wide_values, count * dim))
-        queries, values = wide_queries, wide_values
-    _score(half, queries, wide, dim, keys, count, turned, scores)
+    _score(queries, wide, dim, keys, count, turned, scores)
     found = floats(tops, 2 * wide)
     for row in range(wide):
         line = floats(scores + row * PIECE * 4, PIECE)
@@ -122,7 +100,7 @@ def _attend_piece(
 
 @compiled
 def _join(
-    output: Any, place: int, room: int, size: int, pieces: int, row: int, wide: int, dim: int,
+    output: int, room: int, size: int, pieces: int, row: int, wide: int, dim: int,
     scale: Any,
 ) -> None:  # fmt: skip
     """Write what a row read, from the shares of pieces that are `size` bytes apart."""
@@ -130,7 +108,7 @@ def _join(
     for piece in range(pieces):
         here = floats(tops + piece * size, 2 * wide)[row]
         top = here if here > top else top
-    weight = np.float32(0)
+    weight, read = np.float32(0), floats(output, dim)
     shares = floats(room + row * dim * 4, dim)
     for piece in range(pieces):
         found = floats(tops + piece * size, 2 * wide)
@@ -142,7 +120,7 @@ def _join(
             before = shares[index] if piece else np.float32(0)
             shares[index] = before + factor * part[index]
     for index in range(dim):
-        write(output, place + index, shares[index] / weight)
+        read[index] = shares[index] / weight
 
 
 @callback(types.void(types.int64))
@@ -152,26 +130,23 @@ def attend_pieces(address: int) -> None:
     Args:
         address: Of `slab_attention.Arguments`.
     """
-    half, queries, keys, values = (
-        load(address, 2), load(address, 3), load(address, 4), load(address, 5)
+    queries, keys, values = load(address, 2), load(address, 3), load(address, 4)
+    mask, width = load(address, 5), load(address, 6)
+    rows, group, kv_heads, dim = (
+        load(address, 7), load(address, 8), load(address, 9), load(address, 10)
     )  # fmt: skip
-    mask, width, rows, group = (
-        load(address, 6), load(address, 7), load(address, 8), load(address, 9)
-    )  # fmt: skip
-    kv_heads, dim, start, end = (
-        load(address, 10), load(address, 11), load(address, 12), load(address, 13)
-    )  # fmt: skip
-    stride, room, size = load(address, 14), load(address, 15), load(address, 16)
-    scale = float_of(np.uint32(load(address, 17)))
-    pieces, wide, item = (end + PIECE - 1) // PIECE, rows * group, 2 if half else 4
+    start, end, stride = load(address, 11), load(address, 12), load(address, 13)
+    room, size = load(address, 14), load(address, 15)
+    scale = float_of(np.uint32(load(address, 16)))
+    pieces, wide = (end + PIECE - 1) // PIECE, rows * group
     task = take(address)
     while task < pieces * kv_heads:
         head, piece = task // pieces, task % pieces
         first = piece * PIECE
-        place = (head * stride + first * dim) * item
+        place = (head * stride + first * dim) * 4
         _attend_piece(
-            half != 0, queries + head * wide * dim * item, keys + place, values + place, mask,
-            width, rows, wide, dim, start, first, min(PIECE, end - first), scale,
+            queries + head * wide * dim * 4, keys + place, values + place, mask, width,
+            rows, wide, dim, start, first, min(PIECE, end - first), scale,
             room + task * size,
         )  # fmt: skip
         task = take(address)
@@ -184,20 +159,19 @@ def join_pieces(address: int) -> None:
     Args:
         address: Of `slab_attention.Arguments`.
     """
-    half, rows, group = load(address, 2), load(address, 8), load(address, 9)
-    kv_heads, dim, end = load(address, 10), load(address, 11), load(address, 13)
-    room, size, output = load(address, 15), load(address, 16), load(address, 18)
-    scale = float_of(np.uint32(load(address, 17)))
+    rows, group, kv_heads = load(address, 7), load(address, 8), load(address, 9)
+    dim, end, room, size = (
+        load(address, 10), load(address, 12), load(address, 14), load(address, 15)
+    )  # fmt: skip
+    scale, output = float_of(np.uint32(load(address, 16))), load(address, 17)
     pieces, wide = (end + PIECE - 1) // PIECE, rows * group
     task = take(address + 8)
     while task < kv_heads * rows:
         head, row = task // rows, task % rows
-        begin, count = room + head * pieces * size, rows * group * kv_heads * dim
         for member in range(group):
             place = ((row * kv_heads + head) * group + member) * dim
-            packed = member * rows + row
-            if half:
-                _join(halves(output, count), place, begin, size, pieces, packed, wide, dim, scale)
-            else:
-                _join(floats(output, count), place, begin, size, pieces, packed, wide, dim, scale)
+            _join(
+                output + place * 4, room + head * pieces * size, size, pieces,
+                member * rows + row, wide, dim, scale,
+            )  # fmt: skip
         task = take(address + 8)

@@ -145,7 +145,7 @@ class FusedLayer(nn.Module):
         window = _window(attention)
         seen = None if mask is None else mask[0, 0, :, start:]
         plain = (window is None or window >= end) and (
-            seen is None or (seen.dtype is torch.bool and seen.stride(1) == 1)
+            seen is None or _is_flags(seen, rows, end - start)
         )
         if plain and can_attend(turned, slab_keys):
             read = attend(turned, slab_keys, slab_values, seen, start, end, attention.scaling)
@@ -238,6 +238,12 @@ def _window(attention: Any) -> int | None:
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window: int | None = getattr(holder, "sliding_window", None)
     return window
+
+
+def _is_flags(seen: torch.Tensor, rows: int, new: int) -> bool:
+    """Return whether a mask says of each row which new tokens it sees, row after row in memory."""
+    shaped = seen.shape == (rows, new) and seen.stride(0) > 0 and seen.stride(1) == 1
+    return shaped and seen.dtype is torch.bool
 
 
 def _alike(states: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:

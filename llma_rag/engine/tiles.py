@@ -242,60 +242,38 @@ def _declared(build: Builder, kind: ir.FunctionType, name: str) -> Any:
 
 
 @written
-def turn_block(typing: Any, half: Any, states: Any, stride: Any, most: Any, output: Any) -> Any:
+def turn_block(typing: Any, states: Any, stride: Any, most: Any, output: Any) -> Any:
     """Write `LANES` numbers of `LANES` rows as columns.
 
-    `stride` is the numbers from one row of `states` to the next, of float32, or of bfloat16 if
-    `half`; rows from `most` on are read as row `most`. Columns are float32, `2 * LANES` numbers
-    apart.
+    `stride` is the numbers from one row of `states` to the next; rows from `most` on are read as
+    row `most`. Columns are `2 * LANES` numbers apart. All are float32.
     """
 
     def generate(context: Any, build: Builder, signature: Any, given: Any) -> Any:
-        half, states, stride, most, output = given
-        wide = build.icmp_signed("==", half, _number(0))
-        with build.if_else(wide) as (floats, halves):
-            with floats:
-                _write_turned(build, states, stride, most, output, 4)
-            with halves:
-                _write_turned(build, states, stride, most, output, 2)
+        states, stride, most, output = given
+        size = build.mul(stride, _number(4))
+        rows = []
+        for number in range(LANES):
+            beyond = build.icmp_signed(">", _number(number), most)
+            row = build.select(beyond, most, _number(number))
+            start = build.inttoptr(build.add(states, build.mul(row, size)), _SUMS.as_pointer())
+            rows.append(build.load(start, align=4))
+        step = 1
+        while step < LANES:  # then lane and row have exchanged the bit `step` of their numbers
+            low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+            high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+            for number in range(LANES):
+                if not number & step:
+                    pair = rows[number], rows[number + step]
+                    rows[number] = build.shuffle_vector(*pair, ir.Constant(_WORDS, low))
+                    rows[number + step] = build.shuffle_vector(*pair, ir.Constant(_WORDS, high))
+            step *= 2
+        for number, row in enumerate(rows):
+            place = build.add(output, _number(number * 2 * LANES * 4))
+            build.store(row, build.inttoptr(place, _SUMS.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), generate
-
-
-def _write_turned(
-    build: Builder, states: Any, stride: Any, most: Any, output: Any, size: int
-) -> None:
-    rows = []
-    for number in range(LANES):
-        beyond = build.icmp_signed(">", _number(number), most)
-        row = build.select(beyond, most, _number(number))
-        start = build.add(states, build.mul(build.mul(row, stride), _number(size)))
-        rows.append(_vector_at(build, start, size))
-    step = 1
-    while step < LANES:  # after this, lane and row have exchanged the bit `step` of their numbers
-        low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
-        high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
-        for number in range(LANES):
-            if not number & step:
-                pair = rows[number], rows[number + step]
-                rows[number] = build.shuffle_vector(*pair, ir.Constant(_WORDS, low))
-                rows[number + step] = build.shuffle_vector(*pair, ir.Constant(_WORDS, high))
-        step *= 2
-    for number, row in enumerate(rows):
-        place = build.add(output, _number(number * 2 * LANES * 4))
-        build.store(row, build.inttoptr(place, _SUMS.as_pointer()), align=4)
-
-
-def _vector_at(build: Builder, address: Any, size: int) -> Any:
-    """Load a vector of float32 (of size 4) or bfloat16 (2) numbers as float32."""
-    if size == 4:
-        return build.load(build.inttoptr(address, _SUMS.as_pointer()), align=4)
-    short = ir.VectorType(ir.IntType(16), LANES)
-    bits = build.load(build.inttoptr(address, short.as_pointer()), align=2)
-    return build.bitcast(
-        build.shl(build.zext(bits, _WORDS), ir.Constant(_WORDS, [16] * LANES)), _SUMS
-    )
+    return types.void(*[types.int64] * 4), generate
 
 
 @written
