@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -91,17 +91,9 @@ def test_other_dtypes_are_refused_instead_of_read_as_float32() -> None:
 @needs_kernel
 def test_several_threads_may_use_one_product() -> None:
     weight, states = _case(640, 512, 9)
-    product, found = Bf16Product(weight, None), []
-
-    def compute() -> None:
-        found.extend(product(states) for _ in range(20))
-
-    workers = [threading.Thread(target=compute) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(found) == 60
+    product = Bf16Product(weight, None)
+    with ThreadPoolExecutor(3) as workers:
+        found = list(workers.map(product, [states] * 60))
     assert all(torch.equal(one, found[0]) for one in found)
 
 
@@ -209,8 +201,7 @@ def test_tiles_of_other_processors_give_the_same(machine, features, lanes, tmp_p
 
 
 @needs_kernel
-def test_helpers_are_those_of_torch() -> None:
-    """Functions run in as many threads as torch uses, and in the calling one."""
+def test_a_function_runs_once_in_each_of_as_many_threads_as_torch_uses() -> None:
     import numba
 
     from llma_rag.engine.tiles import take

@@ -1,6 +1,6 @@
 """Attention over slabs by our own kernel: right, and the same bits whatever must not matter."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -116,20 +116,11 @@ def test_numbers_that_are_none_are_not_hidden(where: str) -> None:
 
 def test_threads_do_not_share_memory() -> None:
     case = _case(8, 2, 5, 64, 1024)
-    found: list[torch.Tensor] = []
-
-    def compute(start: int) -> None:
-        for _ in range(20):
-            found.append(attend(*case, None, 600, 605, SCALE))
-            attend(*case, None, start, start + 5, SCALE)
-
-    workers = [threading.Thread(target=compute, args=(start,)) for start in (3, 300, 900)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(found) == 60
-    assert all(torch.equal(one, found[0]) for one in found)
+    starts = [3, 300, 600, 900]
+    alone = [attend(*case, None, start, start + 5, SCALE) for start in starts]
+    with ThreadPoolExecutor(3) as workers:
+        found = list(workers.map(lambda at: attend(*case, None, at, at + 5, SCALE), starts * 20))
+    assert all(map(torch.equal, found, alone * 20))
 
 
 def test_other_heads_and_more_rows_are_left_to_torch() -> None:

@@ -199,7 +199,7 @@ def _compile() -> None:
 
         if can_keep_bf16():
             bar.update()
-            from llma_rag.engine import attention_kernel  # noqa: F401
+            from llma_rag.engine import attention_kernel  # noqa: F401  # it compiles
         bar.update()
         layer_kernels.normalise(False, 0, 0, 0, 0, 0, 0, 0, 0.0)
         bar.update()

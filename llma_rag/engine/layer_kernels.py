@@ -1,6 +1,6 @@
 """Do what stands between the products of a layer in one pass over the numbers; compiled by numba.
 
-torch does the same in some forty operations, each of which takes longer to start than to compute a
+torch does the same in many operations, each of which takes longer to start than to compute a
 few rows. Every number is rounded as often as there, so that outcomes differ by the order of the
 sum in a norm, and by the last bit of the exponential function.
 
