@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.attention import MAX_PACKED_ROWS, PACKED
+from llma_rag.engine import attention
+from llma_rag.engine.attention import MAX_PACKED_ROWS, PACKED, packed_attention
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.engine.twin import can_twin, twin
@@ -45,6 +46,21 @@ def test_fast_view_gives_the_models_logits(name: str) -> None:
     if name == "gemma2":  # transformers leaves the cap out under SDPA
         expected = _logits(twin(model, attention="eager"))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30])
+def test_float16_is_attended_in_float32_where_the_processor_lacks_it(rows, monkeypatch) -> None:
+    given = [
+        torch.randn(1, heads, many, 16).half() for heads, many in ((4, rows), (2, 30), (2, 30))
+    ]
+    module = torch.nn.Module()
+    expected = packed_attention(module, *(one.float() for one in given), None)[0].half()
+    monkeypatch.setattr(attention, "has_products", lambda dtype: False)
+    assert torch.equal(packed_attention(module, *given, None)[0], expected)
+    monkeypatch.setattr(attention, "has_products", lambda dtype: True)
+    found = packed_attention(module, *given, None)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])

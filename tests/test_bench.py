@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from llma_rag.bench import command, peers
@@ -16,8 +17,8 @@ from llma_rag.bench.shapes import SHAPES
 from llma_rag.bench.timing import interleave, ratio_of, rows_of
 from llma_rag.bench.traces import Trace, TraceTokens
 from llma_rag.bench.workloads import misleading, without_overlap
-from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.calibration import Calibration
+from llma_rag.engine.half_product import can_keep
 from tests.models import CONFIGS, character_tokenizer, tiny_model
 
 TEXT = "the red fox ran over the hill and the grey wolf ran after the red fox"
@@ -104,7 +105,7 @@ def test_weights_that_are_kept_in_bfloat16_count_by_their_bytes() -> None:
     facts = traffic(model, packed(model))
     linear = sum(one.numel() for one in model.parameters() if one.dim() == 2)
     linear -= model.get_input_embeddings().weight.numel()
-    halved = can_keep_bf16()
+    halved = can_keep(torch.bfloat16)
     assert facts["our_weight_gb"] == pytest.approx(facts["weight_gb"] - 2 * linear / 1e9 * halved)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
-from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
+from llma_rag.engine.half_product import can_keep
 from llma_rag.engine.machine import is_intel, processor
 from llma_rag.engine.onednn_product import can_prepack
 from llma_rag.engine.outcome import Outcome
@@ -88,7 +88,7 @@ def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
     assert len(keys) == 2
 
 
-@pytest.mark.skipif(not can_keep_bf16(), reason="our kernel does not run here")
+@pytest.mark.skipif(not can_keep(torch.bfloat16), reason="our kernel does not run here")
 def test_how_weights_are_kept_is_part_of_the_key() -> None:
     wide = copy.deepcopy(tiny_model("llama-gqa"))
     narrow = copy.deepcopy(wide).bfloat16().float()

@@ -15,10 +15,10 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from llma_rag.engine import fused_layer
-from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fast import fast_view
-from llma_rag.engine.fused_layer import FusedLayer, can_fuse_layer
+from llma_rag.engine.fused_layer import KINDS, FusedLayer, can_fuse_layer
+from llma_rag.engine.half_product import can_keep
 from llma_rag.engine.layer_kernels import gate, normalise, turn_and_keep
 from llma_rag.engine.prepack import prepack_in_place
 from llma_rag.engine.probe import runner_of
@@ -26,7 +26,6 @@ from llma_rag.engine.step import Pass
 from llma_rag.engine.twin import twin
 from tests.models import CONFIGS, VOCAB, tiny_model
 
-DTYPES = [torch.float32, torch.bfloat16]
 KNOWN = ["llama-gqa", "qwen2", "mistral"]
 
 
@@ -34,7 +33,7 @@ def _numbers(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("added", [False, True])
 def test_norms_are_those_of_transformers(dtype, rows: int, added: bool) -> None:
@@ -45,7 +44,7 @@ def test_norms_are_those_of_transformers(dtype, rows: int, added: bool) -> None:
     total = torch.empty_like(states) if added else states
     output = torch.empty_like(states)
     normalise(
-        dtype is torch.bfloat16, states.data_ptr(), delta.data_ptr() if added else 0,
+        KINDS[dtype], states.data_ptr(), delta.data_ptr() if added else 0,
         total.data_ptr(), norm.weight.data_ptr(), output.data_ptr(), rows, 100, 1e-5,
     )  # fmt: skip
     expected = states + delta if added else states
@@ -56,7 +55,7 @@ def test_norms_are_those_of_transformers(dtype, rows: int, added: bool) -> None:
     assert dtype is torch.float32 or (output != normal).float().mean() < 0.05
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gates_are_those_of_transformers(dtype, rows: int) -> None:
     """Also where numbers are so large that the exponential function would overflow."""
@@ -65,15 +64,13 @@ def test_gates_are_those_of_transformers(dtype, rows: int) -> None:
     both[0, 0, : len(odd)] = torch.tensor(odd).to(dtype)
     gates, ups = both[:, 0], both[:, 1]
     output = torch.empty((rows, 70), dtype=dtype)
-    gate(
-        dtype is torch.bfloat16, gates.data_ptr(), ups.data_ptr(), output.data_ptr(), rows, 140, 70
-    )
+    gate(KINDS[dtype], gates.data_ptr(), ups.data_ptr(), output.data_ptr(), rows, 140, 70)
     expected = torch.nn.functional.silu(gates) * ups
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(output, expected, rtol=4 * eps, atol=1e-30, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_turned_queries_and_keys_have_the_bits_of_transformers(dtype, rows: int) -> None:
     heads, kv_heads, dim, start, room = 4, 2, 16, 3, 9
@@ -84,7 +81,7 @@ def test_turned_queries_and_keys_have_the_bits_of_transformers(dtype, rows: int)
     turned = torch.empty((heads, rows, dim), dtype=dtype)
     stride = projected.stride(1)
     turn_and_keep(
-        dtype is torch.bfloat16, queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
+        KINDS[dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
         cos.data_ptr(), sin.data_ptr(), turned.data_ptr(), *(slab.data_ptr() for slab in slabs),
         rows, stride, stride, heads, kv_heads, dim, start, room,
     )  # fmt: skip
@@ -122,7 +119,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return noted
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_few_rows_behind_a_prompt_are_fused_and_the_prompt_is_not(name, dtype, runs) -> None:
     model = copy.deepcopy(tiny_model(name)).to(dtype)
@@ -135,7 +132,7 @@ def test_a_few_rows_behind_a_prompt_are_fused_and_the_prompt_is_not(name, dtype,
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.skipif(not can_keep_bf16(), reason="our kernels do not run here")
+@pytest.mark.skipif(not can_keep(torch.bfloat16), reason="our kernels do not run here")
 def test_chains_change_no_bit_of_a_logit_where_all_kernels_are_ours(runs) -> None:
     """In float32, with weights that bfloat16 holds, behind and across the end of a piece."""
     config = LlamaConfig(
@@ -181,7 +178,7 @@ def test_wide_passes_run_as_they_did(runs) -> None:
     assert runs == []
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("dim", [8, 32])
 @pytest.mark.parametrize("name", KNOWN)
 def test_prepacked_layers_in_a_slab_that_grows(name: str, dim: int, dtype, runs) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llma_rag.engine import load as loading
-from llma_rag.engine.bf16_product import can_keep_bf16
+from llma_rag.engine.half_product import can_keep
 from llma_rag.engine.load import load
 from llma_rag.engine.onednn_product import OneDnnProduct
 from llma_rag.engine.prepack import prepack_in_place
@@ -85,8 +85,8 @@ def test_layers_that_become_float32_are_laid_out_from_their_own_weights(save, mo
     model, _ = load(folder, {"device": "cpu"})
     assert model.dtype is torch.float32
     assert packed == [(15, torch.float32), (0, None)]
-    if can_keep_bf16():
-        assert bool(widened) == (dtype is torch.float16)
+    if can_keep(dtype):
+        assert not widened
     ids = torch.arange(4, 20)[None]
     with torch.inference_mode():
         torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)

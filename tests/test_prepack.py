@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llma_rag.engine import onednn_product, prepack
-from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16
+from llma_rag.engine.half_product import HalfProduct, can_keep
 from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack
 from llma_rag.engine.prepack import PrepackedLinear, prepack_in_place, prepacked, product_of
 from llma_rag.engine.twin import twin
@@ -18,7 +18,8 @@ needs_onednn = pytest.mark.skipif(
     not can_prepack(torch.float32), reason="oneDNN is not part of this torch build"
 )
 needs_bf16 = pytest.mark.skipif(
-    not can_keep_bf16() or not can_prepack(torch.float32), reason="our kernel does not run here"
+    not can_keep(torch.bfloat16) or not can_prepack(torch.float32),
+    reason="our kernel does not run here",
 )
 
 
@@ -30,7 +31,7 @@ def without_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AttributeError("_reorder_linear_weight")
 
     monkeypatch.setattr(OneDnnProduct, "__init__", missing)
-    monkeypatch.setattr(prepack, "can_keep_bf16", lambda: False)
+    monkeypatch.setattr(prepack, "can_keep", lambda dtype: False)
     can_prepack.cache_clear()
     yield
     can_prepack.cache_clear()
@@ -150,7 +151,7 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
     other.weight = nn.Parameter(other.weight.detach().as_subclass(QuantisedWeight))
     odd = (
         Quantised(8, 8),
-        nn.Linear(8, 8).half(),
+        nn.Linear(8, 8).double(),
         nn.Embedding(8, 8),
         hooked,
         other,
@@ -161,15 +162,34 @@ def test_only_plain_linear_layers_are_exchanged() -> None:
 @needs_bf16
 @pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("down_proj",)])
 @pytest.mark.parametrize("held", [True, False])
-def test_weights_are_kept_in_bfloat16_where_that_loses_no_bit(names, held: bool) -> None:
+def test_weights_are_kept_in_sixteen_bits_where_that_loses_no_bit(names, held: bool) -> None:
     model = _gated()
     with torch.no_grad():
         for layer in model.values():
             layer.weight.copy_(layer.weight.bfloat16())
         if not held:
-            model[names[-1]].weight[3, 5] += 2**-20
-    expected = Bf16Product if held else OneDnnProduct
+            model[names[-1]].weight[3, 5] = 1 + 2**-20
+    expected = HalfProduct if held else OneDnnProduct
     assert {type(prepacked(model)[model[name]]._packed.product) for name in names} == {expected}
+
+
+@needs_bf16
+@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_of_sixteen_bits_are_ours_where_the_processor_has_no_products_of_such(
+    dtype: torch.dtype, products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack, "has_products", lambda dtype: products)
+    monkeypatch.setattr(prepack, "can_prepack", lambda dtype: False)
+    layer = nn.Linear(24, 40).to(dtype)
+    found = prepacked(nn.Sequential(layer))
+    assert len(found) == (not products)
+    states = torch.randn(2, 5, 24).to(dtype)
+    for packed in found.values():
+        assert isinstance(packed.product, HalfProduct)
+        assert packed(states).dtype is dtype
+        torch.testing.assert_close(packed(states), layer(states), rtol=2e-2, atol=2e-2)
+        assert torch.equal(packed.weight, layer.weight)
 
 
 @needs_bf16

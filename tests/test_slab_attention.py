@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llma_rag.engine.attention import packed_attention
-from llma_rag.engine.bf16_product import can_keep_bf16
+from llma_rag.engine.half_product import can_keep
 from llma_rag.engine.slab_attention import MOST_ROWS, attend, can_attend
 
-pytestmark = pytest.mark.skipif(not can_keep_bf16(), reason="the kernel does not run here")
+pytestmark = pytest.mark.skipif(not can_keep(torch.bfloat16), reason="the kernel does not run here")
 SCALE = 0.125
 threads = torch.get_num_threads()
 
@@ -127,6 +127,6 @@ def test_other_heads_and_more_rows_are_left_to_torch() -> None:
     queries, keys, _ = _case(4, 2, 2, 32, 64)
     assert can_attend(queries, keys)
     assert not can_attend(queries.bfloat16(), keys.bfloat16())
-    assert not can_attend(queries[..., :8], keys[..., :8])
+    assert not can_attend(queries[..., :4], keys[..., :4])
     wide = torch.zeros((1, 4, MOST_ROWS // 2 + 1, 32))
     assert not can_attend(wide, keys)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from transformers import AttentionInterface
 
+from llma_rag.engine.onednn_product import has_products
+
 PACKED = "llma_packed"
 """Name under which `packed_attention` is registered with transformers; no mask function goes with
 it, so that transformers builds no masks at all."""
@@ -31,6 +33,7 @@ def packed_attention(
     """Attend with grouped heads laid out as further rows of one head, so that nothing is repeated.
 
     Without a mask the rows are the last tokens of the keys, each seeing what stands before it.
+    float16 is computed in float32 on a CPU that has no products of it: torch's own way is slow.
 
     Args:
         module: The model's attention module; not looked at.
@@ -45,6 +48,12 @@ def packed_attention(
     Returns:
         [batch, rows, heads, head_dim], and no weights.
     """
+    if _is_slow(query):
+        output, nothing = packed_attention(
+            module, query.float(), key.float(), value.float(), attention_mask, scaling=scaling,
+            sliding_window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+        return output.to(query.dtype), nothing
     batch, heads, rows, width = query.shape
     kv_heads, tokens = key.shape[1], key.shape[2]
     group = heads // kv_heads
@@ -71,6 +80,11 @@ def packed_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
+
+
+def _is_slow(query: torch.Tensor) -> bool:
+    on_cpu = query.device.type == "cpu"
+    return on_cpu and query.dtype is torch.float16 and not has_products(query.dtype)
 
 
 def _prefill(

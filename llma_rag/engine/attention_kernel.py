@@ -12,8 +12,11 @@ import numpy as np
 from numba import types
 
 from llma_rag.compiled import callback, compiled
+from llma_rag.engine.folding import largest, total
 from llma_rag.engine.layer_kernels import LEAST, exp, flags, float_of, floats
-from llma_rag.engine.tiles import LANES, ROWS, add_wide_tile, largest, load, take, total, turn_block
+from llma_rag.engine.tiles import add_wide_tile
+from llma_rag.engine.turning import turn_block
+from llma_rag.engine.vectors import LANES, ROWS, load, take
 
 PIECE = 256
 """Keys of a piece; whole tiles."""
@@ -61,7 +64,7 @@ def _score(
         for row in range(0, rows, ROWS):
             add_wide_tile(
                 min(ROWS, rows - row), queries + row * dim * 4, dim, turned, COLUMNS, dim,
-                scores + (row * PIECE + tile) * 4, PIECE,
+                scores + (row * PIECE + tile) * 4, PIECE, 1,
             )  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def _attend_piece(
         for part in range(0, dim, COLUMNS):
             add_wide_tile(
                 min(ROWS, wide - row), scores + row * PIECE * 4, PIECE, values + part * 4, dim,
-                count, room + (row * dim + part) * 4, dim,
+                count, room + (row * dim + part) * 4, dim, 1,
             )  # fmt: skip
 
 

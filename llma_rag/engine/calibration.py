@@ -27,7 +27,7 @@ from llma_rag.folders import cache_folder
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 6
+FORMAT = 7
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)

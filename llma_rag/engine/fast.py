@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import PACKED
 from llma_rag.engine.fused_layer import fuse_layers
+from llma_rag.engine.shared_linear import shared_linear
 from llma_rag.engine.twin import can_twin, modules_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]
@@ -38,7 +39,7 @@ def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     picture = (model.device, model.dtype, *modules_of(model))
     known = _views.get(model)
     if known is None or known[0] != picture:
-        view = twin(model, attention=PACKED)
+        view = twin(model, attention=PACKED, exchange=shared_linear)
         fuse_layers(view)
         known = _views[model] = (picture, view)
     return known[1]

@@ -5,20 +5,20 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import MAX_PACKED_ROWS, packed_attention
-from llma_rag.engine.bf16_product import can_keep_bf16
 from llma_rag.engine.cache import SlabCache
 from llma_rag.engine.fused import LAYERS
+from llma_rag.engine.half_product import can_keep
 from llma_rag.engine.progress import progress
 from llma_rag.engine.slab_attention import attend, can_attend
 
-DTYPES = {torch.float32: False, torch.bfloat16: True}
-"""Of states, and whether the kernels take them as halves."""
-
+KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
+"""Dtypes of states, and what tells the kernels of them."""
 
 CAPTURING = "transformers.utils.output_capturing"
 """Where transformers' own hooks come from."""
@@ -65,7 +65,7 @@ class FusedLayer(nn.Module):
         cache, dtype = given.get("past_key_values"), states.dtype
         return (
             rows <= MAX_PACKED_ROWS
-            and dtype in DTYPES
+            and dtype in KINDS
             and states.device.type == "cpu"
             and isinstance(cache, SlabCache)
             and cache.places is None
@@ -110,7 +110,7 @@ class FusedLayer(nn.Module):
             delta = delta.to(states.dtype).contiguous()
             total, address = torch.empty_like(states), delta.data_ptr()
         normalise(
-            DTYPES[states.dtype], states.data_ptr(), address, total.data_ptr(),
+            KINDS[states.dtype], states.data_ptr(), address, total.data_ptr(),
             norm.weight.data_ptr(), output.data_ptr(), states.shape[1], states.shape[2],
             norm.variance_epsilon,
         )  # fmt: skip
@@ -137,7 +137,7 @@ class FusedLayer(nn.Module):
         turned = normal.new_empty((1, heads, rows, dim))
         cos, sin = cos.contiguous(), sin.contiguous()
         turn_and_keep(
-            DTYPES[normal.dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            KINDS[normal.dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
             cos.data_ptr(), sin.data_ptr(), turned.data_ptr(), slab_keys.data_ptr(),
             slab_values.data_ptr(), rows, queries.stride(1), keys.stride(1), heads, kv_heads, dim,
             start, slab_keys.shape[2],
@@ -161,7 +161,7 @@ class FusedLayer(nn.Module):
 
         output = gates.new_empty(gates.shape)
         gate(
-            DTYPES[gates.dtype], gates.data_ptr(), ups.data_ptr(), output.data_ptr(),
+            KINDS[gates.dtype], gates.data_ptr(), ups.data_ptr(), output.data_ptr(),
             gates.shape[1], gates.stride(1), gates.shape[2],
         )  # fmt: skip
         return output
@@ -171,7 +171,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
     """Exchange the layers of a twin, those that are known, in place."""
     inner: Any = getattr(model, "model", None)
     layers = getattr(inner, "layers", None)
-    if layers is None or model.device.type != "cpu" or model.dtype not in DTYPES:
+    if layers is None or model.device.type != "cpu" or model.dtype not in KINDS:
         return
     rotary = getattr(inner, "rotary_emb", None)
     for name, layer in list(layers._modules.items()):
@@ -194,19 +194,19 @@ def can_compile() -> bool:
 
 
 def _compile() -> None:
-    with progress("Compiling kernels", "kernel", total=5) as bar:
+    with progress("Compiling kernels", "kernel", total=1 + 3 * len(KINDS)) as bar:
         from llma_rag.engine import layer_kernels
 
-        if can_keep_bf16():
-            bar.update()
+        if can_keep(torch.bfloat16):
             from llma_rag.engine import attention_kernel  # noqa: F401  # it compiles
         bar.update()
-        layer_kernels.normalise(False, 0, 0, 0, 0, 0, 0, 0, 0.0)
-        bar.update()
-        layer_kernels.gate(False, 0, 0, 0, 0, 0, 0)
-        bar.update()
-        layer_kernels.turn_and_keep(False, *[0] * 16)
-        bar.update()
+        for kind in KINDS.values():
+            layer_kernels.normalise(kind, 0, 0, 0, 0, 0, 0, 0, 0.0)
+            bar.update()
+            layer_kernels.gate(kind, 0, 0, 0, 0, 0, 0)
+            bar.update()
+            layer_kernels.turn_and_keep(kind, *[0] * 16)
+            bar.update()
 
 
 def can_fuse_layer(layer: Any, rotary: Any) -> bool:

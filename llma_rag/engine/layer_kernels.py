@@ -4,7 +4,8 @@ torch does the same in many operations, each of which takes longer to start than
 few rows. Every number is rounded as often as there, so that outcomes differ by the order of the
 sum in a norm, and by the last bit of the exponential function.
 
-Addresses are those of contiguous float32 numbers, or of bfloat16 ones where `half` is set.
+Addresses are those of contiguous numbers: float32 where `kind` is one, bfloat16 where `kind` is a
+uint16.
 """
 
 from functools import partial
@@ -89,6 +90,18 @@ def rounded(numbers: Any, number: Any) -> Any:
     raise NotImplementedError
 
 
+def numbers_at(kind: Any, address: int, count: int) -> Any:
+    """Return the numbers at an address: float32, or bfloat16 as their bits."""
+    raise NotImplementedError
+
+
+@overload(numbers_at, strict=False)
+def _numbers_at(kind: Any, address: Any, count: Any) -> Any:
+    if kind == types.uint16:
+        return lambda kind, address, count: _carray(_pointer(address), count, np.uint16)
+    return lambda kind, address, count: floats(address, count)
+
+
 @overload(read, strict=False)
 def _read(numbers: Any, index: Any) -> Any:
     if numbers.dtype == types.uint16:
@@ -136,85 +149,62 @@ def exp(number: Any) -> Any:
 
 
 @compiled
-def _normalise(
-    states: Any, delta: Any, total: Any, gain: Any, output: Any, rows: int, size: int, eps: Any
-) -> None:
+def normalise(
+    kind: Any, states_at: int, delta_at: int, total_at: int, gain_at: int, output_at: int,
+    rows: int, size: int, eps: float,
+) -> None:  # fmt: skip
+    """Add two addends and normalise the sum, as `LlamaRMSNorm` does.
+
+    Args:
+        kind: Says what numbers are.
+        states_at: Address of [rows, size].
+        delta_at: Of what is added to them, [rows, size]; 0 adds nothing.
+        total_at: Of what receives the sum, [rows, size]; where nothing is added, `states_at`.
+        gain_at: Of [size].
+        output_at: Of what receives the normalised sum, [rows, size].
+        rows: Rows.
+        size: Numbers of a row.
+        eps: Added to the mean square.
+    """
+    count = rows * size
+    states, total = numbers_at(kind, states_at, count), numbers_at(kind, total_at, count)
+    delta = numbers_at(kind, delta_at, count if delta_at else 0)
+    gain, output = numbers_at(kind, gain_at, size), numbers_at(kind, output_at, count)
     for row in range(rows):
         start = row * size
         if len(delta):
             for index in range(start, start + size):
                 write(total, index, read(states, index) + read(delta, index))
-        scale = ONE / np.sqrt(_mean_square(total, start, size) + eps)
+        scale = ONE / np.sqrt(_mean_square(total, start, size) + np.float32(eps))
         for index in range(size):
             number = rounded(output, read(total, start + index) * scale)
             write(output, start + index, number * read(gain, index))
 
 
 @compiled
-def normalise(
-    half: bool, states: int, delta: int, total: int, gain: int, output: int,
-    rows: int, size: int, eps: float,
-) -> None:  # fmt: skip
-    """Add two addends and normalise the sum, as `LlamaRMSNorm` does.
-
-    Args:
-        half: Whether numbers are bfloat16.
-        states: [rows, size].
-        delta: What is added to them, [rows, size]; 0 adds nothing.
-        total: Receives the sum, [rows, size]; where nothing is added, `states` itself.
-        gain: [size].
-        output: Receives the normalised sum, [rows, size].
-        rows: Rows.
-        size: Numbers of a row.
-        eps: Added to the mean square.
-    """
-    count, added = rows * size, rows * size if delta else 0
-    if half:
-        _normalise(
-            halves(states, count), halves(delta, added), halves(total, count),
-            halves(gain, size), halves(output, count), rows, size, np.float32(eps),
-        )  # fmt: skip
-    else:
-        _normalise(
-            floats(states, count), floats(delta, added), floats(total, count),
-            floats(gain, size), floats(output, count), rows, size, np.float32(eps),
-        )  # fmt: skip
-
-
-@compiled
-def _gate(gates: Any, ups: Any, output: Any, rows: int, stride: int, size: int) -> None:
-    for row in range(rows):
-        for index in range(size):
-            gate = read(gates, row * stride + index)
-            divisor = np.float32(np.inf) if -gate > MOST else ONE + exp(max(-gate, LEAST))
-            chosen = rounded(output, gate / divisor)
-            write(output, row * size + index, chosen * read(ups, row * stride + index))
-
-
-@compiled
-def gate(half: bool, gates: int, ups: int, output: int, rows: int, stride: int, size: int) -> None:
+def gate(
+    kind: Any, gates_at: int, ups_at: int, output_at: int, rows: int, stride: int, size: int
+) -> None:
     """Multiply by `silu` of other numbers, as `LlamaMLP` does.
 
     Args:
-        half: Whether numbers are bfloat16.
-        gates: [rows, size], what `silu` is taken of.
-        ups: [rows, size].
-        output: Receives the products, [rows, size].
+        kind: Says what numbers are.
+        gates_at: Address of [rows, size], what `silu` is taken of.
+        ups_at: Of [rows, size].
+        output_at: Of what receives the products, [rows, size].
         rows: Rows.
-        stride: Numbers from one row of `gates` and `ups` to the next.
+        stride: Numbers from one row of the first two to the next.
         size: Numbers of a row.
     """
     count = rows * stride - stride + size
-    if half:
-        _gate(
-            halves(gates, count), halves(ups, count), halves(output, rows * size),
-            rows, stride, size,
-        )  # fmt: skip
-    else:
-        _gate(
-            floats(gates, count), floats(ups, count), floats(output, rows * size),
-            rows, stride, size,
-        )  # fmt: skip
+    gates, ups = numbers_at(kind, gates_at, count), numbers_at(kind, ups_at, count)
+    output = numbers_at(kind, output_at, rows * size)
+    for row in range(rows):
+        for index in range(size):
+            number = read(gates, row * stride + index)
+            divisor = np.float32(np.inf) if -number > MOST else ONE + exp(max(-number, LEAST))
+            chosen = rounded(output, number / divisor)
+            write(output, row * size + index, chosen * read(ups, row * stride + index))
 
 
 @compiled
@@ -234,11 +224,41 @@ def _turn(
 
 
 @compiled
-def _turn_and_keep(
-    queries: Any, keys: Any, values: Any, cos: Any, sin: Any, turned: Any, key_slab: Any,
-    value_slab: Any, rows: int, stride: int, key_stride: int, heads: int, kv_heads: int, dim: int,
-    start: int, room: int,
+def turn_and_keep(
+    kind: Any, queries_at: int, keys_at: int, values_at: int, cos_at: int, sin_at: int,
+    turned_at: int, key_slab_at: int, value_slab_at: int, rows: int, stride: int, key_stride: int,
+    heads: int, kv_heads: int, dim: int, start: int, room: int,
 ) -> None:  # fmt: skip
+    """Give queries and keys their positions, and put keys and values into a slab.
+
+    As `apply_rotary_pos_emb` of transformers' Llama and `SlabLayer.update` do.
+
+    Args:
+        kind: Says what numbers are.
+        queries_at: Address of [rows, heads, dim].
+        keys_at: Of [rows, kv_heads, dim].
+        values_at: Of [rows, kv_heads, dim].
+        cos_at: Of the angles' cosines, [rows, dim].
+        sin_at: Of their sines, [rows, dim].
+        turned_at: Of what receives the queries, [heads, rows, dim].
+        key_slab_at: Of [kv_heads, room, dim].
+        value_slab_at: Of [kv_heads, room, dim].
+        rows: Rows.
+        stride: Numbers from one row of queries to the next.
+        key_stride: Numbers from one row of keys or values to the next.
+        heads: Heads of queries.
+        kv_heads: Heads of keys and values.
+        dim: Numbers of a head.
+        start: Tokens in the slab before the first row.
+        room: Tokens that the slab has room for.
+    """
+    kept = rows * key_stride - key_stride + kv_heads * dim
+    queries = numbers_at(kind, queries_at, rows * stride - stride + heads * dim)
+    keys, values = numbers_at(kind, keys_at, kept), numbers_at(kind, values_at, kept)
+    cos, sin = numbers_at(kind, cos_at, rows * dim), numbers_at(kind, sin_at, rows * dim)
+    turned = numbers_at(kind, turned_at, rows * heads * dim)
+    key_slab = numbers_at(kind, key_slab_at, kv_heads * room * dim)
+    value_slab = numbers_at(kind, value_slab_at, kv_heads * room * dim)
     for row in range(rows):
         angles = row * dim
         for head in range(heads):
@@ -252,63 +272,9 @@ def _turn_and_keep(
 
 
 @compiled
-def turn_and_keep(
-    half: bool, queries: int, keys: int, values: int, cos: int, sin: int, turned: int,
-    key_slab: int, value_slab: int, rows: int, stride: int, key_stride: int, heads: int,
-    kv_heads: int, dim: int, start: int, room: int,
-) -> None:  # fmt: skip
-    """Give queries and keys their positions, and put keys and values into a slab.
-
-    As `apply_rotary_pos_emb` of transformers' Llama and `SlabLayer.update` do.
-
-    Args:
-        half: Whether numbers are bfloat16.
-        queries: [rows, heads, dim].
-        keys: [rows, kv_heads, dim].
-        values: [rows, kv_heads, dim].
-        cos: Of the angles, [rows, dim].
-        sin: Of the angles, [rows, dim].
-        turned: Receives the queries, [heads, rows, dim].
-        key_slab: [kv_heads, room, dim].
-        value_slab: [kv_heads, room, dim].
-        rows: Rows.
-        stride: Numbers from one row of `queries` to the next.
-        key_stride: Numbers from one row of `keys` or `values` to the next.
-        heads: Heads of queries.
-        kv_heads: Heads of keys and values.
-        dim: Numbers of a head.
-        start: Tokens in the slab before the first row.
-        room: Tokens that the slab has room for.
-    """
-    asked = rows * stride - stride + heads * dim
-    kept = rows * key_stride - key_stride + kv_heads * dim
-    slab = kv_heads * room * dim
-    if half:
-        _turn_and_keep(
-            halves(queries, asked), halves(keys, kept), halves(values, kept),
-            halves(cos, rows * dim), halves(sin, rows * dim),
-            halves(turned, rows * heads * dim), halves(key_slab, slab),
-            halves(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
-        )  # fmt: skip
-    else:
-        _turn_and_keep(
-            floats(queries, asked), floats(keys, kept), floats(values, kept),
-            floats(cos, rows * dim), floats(sin, rows * dim),
-            floats(turned, rows * heads * dim), floats(key_slab, slab),
-            floats(value_slab, slab), rows, stride, key_stride, heads, kv_heads, dim, start, room,
-        )  # fmt: skip
-
-
-@compiled
 def floats(address: int, count: int) -> Any:
     """Return the float32 numbers at an address."""
     return _carray(_pointer(address), count, np.float32)
-
-
-@compiled
-def halves(address: int, count: int) -> Any:
-    """Return the bfloat16 numbers at an address, as their bits."""
-    return _carray(_pointer(address), count, np.uint16)
 
 
 @compiled

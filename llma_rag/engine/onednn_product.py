@@ -62,5 +62,20 @@ def can_prepack(dtype: torch.dtype) -> bool:
     return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=10 * tolerance)
 
 
+@cache
+def has_products(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN multiplies numbers of a dtype here; else torch does, much slower."""
+    asked = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    if dtype not in asked:
+        return _has_onednn()
+    try:
+        return _has_onednn() and bool(getattr(torch.ops.mkldnn, asked[dtype])())
+    except (AttributeError, RuntimeError):
+        return False
+
+
 def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]  # untyped in torch

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from llma_rag.engine.bf16_product import Bf16Product, can_keep_bf16, holds
-from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack
+from llma_rag.engine.half_product import HALVES, HalfProduct, can_keep, kept_dtype
+from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack, has_products
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers, side by side in one module, that read the same input and are computed together: a call
@@ -36,7 +36,7 @@ class Product(Protocol):
 
 def can_multiply(dtype: torch.dtype) -> bool:
     """Return whether linear layers that compute in a dtype have a quicker way here."""
-    return can_prepack(dtype) or (dtype is torch.float32 and can_keep_bf16())
+    return can_prepack(dtype) or (dtype is torch.float32 and can_keep(torch.bfloat16))
 
 
 def product_of(
@@ -45,8 +45,10 @@ def product_of(
     """Return the quickest product that computes in a dtype; None where there is but torch's own."""
     if not weight.numel():
         return None
-    if dtype is torch.float32 and can_keep_bf16() and holds(weight):
-        return Bf16Product(weight, bias)
+    if dtype is torch.float32 or (dtype in HALVES and not has_products(dtype)):
+        kept = kept_dtype(weight)
+        if kept is not None and can_keep(kept):
+            return HalfProduct(weight, bias, dtype)
     if not can_prepack(dtype):
         return None
     return OneDnnProduct(weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -151,7 +153,7 @@ def _prepacked_below(
     plain = {
         name: child
         for name, child in parent._modules.items()
-        if type(child) is nn.Linear and _can_exchange(child)
+        if type(child) is nn.Linear and can_exchange(child)
     }
     joined = [names for names in JOINED if _can_join([plain.get(name) for name in names])]
     alone = plain.keys() - {name for names in joined for name in names}
@@ -170,7 +172,8 @@ def _prepacked_below(
             start += layer.out_features
 
 
-def _can_exchange(layer: nn.Linear) -> bool:
+def can_exchange(layer: nn.Linear) -> bool:
+    """Return whether a layer is a plain one on the CPU that nobody has hooked into."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or vars(layer).get("forward")
     weight = layer.weight.detach()  # torchao's quantised layers differ in the weight's class alone
     plain = type(weight) is torch.Tensor and weight.device.type == "cpu"

@@ -9,7 +9,7 @@ from ctypes import Structure, addressof, c_int64
 
 import torch
 
-from llma_rag.engine.bf16_product import ALONE, can_keep_bf16
+from llma_rag.engine.half_product import ALONE, can_keep
 from llma_rag.engine.threads import run_in_parallel
 
 MOST_ROWS = 256
@@ -57,7 +57,7 @@ def can_attend(queries: torch.Tensor, keys: torch.Tensor) -> bool:
 
     In bfloat16 torch's own attention is quicker.
     """
-    if queries.dtype is not torch.float32 or not can_keep_bf16():
+    if queries.dtype is not torch.float32 or not can_keep(torch.bfloat16):
         return False
     from llma_rag.engine.attention_kernel import COLUMNS
 
