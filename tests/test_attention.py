@@ -55,9 +55,9 @@ def test_float16_is_attended_in_float32_where_the_processor_lacks_it(rows, monke
     ]
     module = torch.nn.Module()
     expected = packed_attention(module, *(one.float() for one in given), None)[0].half()
-    monkeypatch.setattr(attention, "has_products", lambda dtype: False)
+    monkeypatch.setattr(attention, "lacks_products", lambda dtype: True)
     assert torch.equal(packed_attention(module, *given, None)[0], expected)
-    monkeypatch.setattr(attention, "has_products", lambda dtype: True)
+    monkeypatch.setattr(attention, "lacks_products", lambda dtype: False)
     found = packed_attention(module, *given, None)[0]
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
     assert not torch.equal(found, expected)

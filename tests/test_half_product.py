@@ -1,6 +1,8 @@
 """Products with weights of 16 bits: as exact as torch's, the same bits at every width."""
 
 import copy
+import ctypes
+import mmap
 import os
 import pickle
 import platform
@@ -15,7 +17,7 @@ import torch
 from llma_rag.engine import half_product
 from llma_rag.engine.half_product import (
     HALVES,
-    INPUTS,
+    LINE,
     HalfProduct,
     can_keep,
     in_blocks,
@@ -91,24 +93,67 @@ def test_a_row_has_the_same_bits_in_any_company(some_threads, monkeypatch, kept,
 @pytest.mark.parametrize("multiple", [1, 3, 9])
 @pytest.mark.parametrize("outputs", [1, 7, 16, 33, 300])
 def test_weights_that_lie_as_torch_holds_them_give_the_same_bits(
-    some_threads, kept, outputs, multiple
+    some_threads, monkeypatch, kept, outputs, multiple
 ) -> None:
     """With whatever lies behind them, and as many columns as there are."""
-    inputs = multiple * INPUTS
+    inputs = multiple * LINE
     weight, states = _case(outputs, inputs, 41, kept)
     around = torch.full((outputs + 2, inputs), torch.nan, dtype=kept)
     around[1:-1] = weight
     bias = torch.randn(outputs).to(kept)
+    monkeypatch.setattr(half_product, "CACHE", 1 << 12)
     for rows in (1, 2, 13, 41):
         expected = HalfProduct(weight, bias)(states[:rows])
         assert torch.equal(multiply_rows(states[:rows], around[1:-1], bias), expected)
 
 
 @needs_kernel
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(8, LINE + 2, dtype=torch.bfloat16),
+        torch.zeros(LINE, 8, dtype=torch.bfloat16).T,
+        torch.zeros(8, LINE),
+        torch.zeros(LINE, dtype=torch.bfloat16),
+        torch.zeros(8, 0, dtype=torch.bfloat16),
+        torch._neg_view(torch.zeros(8, LINE, dtype=torch.bfloat16)),
+        torch.zeros(8, LINE, dtype=torch.bfloat16, device="meta"),
+        torch.zeros(8, 2 * LINE, dtype=torch.bfloat16),
+    ],
+)
+def test_weights_that_would_be_read_wrongly_or_beyond_are_refused(weight: torch.Tensor) -> None:
+    with pytest.raises(RuntimeError, match="cannot multiply"):
+        multiply_rows(torch.zeros(2, LINE), weight, None)
+
+
+@needs_kernel
+@both
+@pytest.mark.skipif(sys.platform != "linux", reason="protects memory as Linux does")
+@pytest.mark.parametrize("outputs", [1, 9, 17, 32, 33])
+def test_nothing_behind_the_last_weight_is_read(kept: torch.dtype, outputs: int) -> None:
+    """It would end the process: the weight stands right before a page that nobody may read."""
+    weight, states = _case(outputs, 3 * LINE, 2, kept)
+    page = mmap.PAGESIZE
+    kept_bytes = -(-weight.nbytes // page) * page
+    memory = mmap.mmap(-1, kept_bytes + page)
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    placed = flat[kept_bytes - weight.nbytes : kept_bytes].view(kept).view(weight.shape)
+    placed.copy_(weight)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    behind = ctypes.c_void_p(flat.data_ptr() + kept_bytes)
+    assert protect(behind, ctypes.c_size_t(page), 0) == 0
+    try:
+        found = multiply_rows(states, placed, None)
+    finally:
+        assert protect(behind, ctypes.c_size_t(page), mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    assert torch.equal(found, HalfProduct(weight, None)(states))
+
+
+@needs_kernel
 @both
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_rows_of_sixteen_bits_are_computed_in_float32_and_rounded_once(kept, with_bias) -> None:
-    weight, states = _case(70, 2 * INPUTS, 9, kept)
+    weight, states = _case(70, 2 * LINE, 9, kept)
     states = states.to(kept)
     bias = torch.randn(70).to(kept) if with_bias else None
     wide = HalfProduct(weight, bias)(states.float())
@@ -164,13 +209,35 @@ def test_numbers_that_are_negated_later_are_read_as_negative() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_copies_and_pickles_hold_the_weight_and_no_address(how) -> None:
+def test_copies_and_pickles_hold_the_weight_and_no_address(how, dtype: torch.dtype) -> None:
     weight, states = _case(40, 24, 3)
-    product = HalfProduct(weight, torch.randn(40))
+    weight[0, :2] = torch.tensor([1e30, 2.0**-100])  # which float16 does not hold
+    states = states.to(dtype)
+    product = HalfProduct(weight, torch.randn(40), dtype)
     other = how(product)
+    assert torch.equal(other._weight(), weight)
     assert not [one for one in vars(other).values() if isinstance(one, int) and one > 1 << 32]
     assert torch.equal(other(states), product(states))
+
+
+@needs_kernel
+@both
+def test_compiled_models_get_the_same_numbers(kept: torch.dtype) -> None:
+    """What the kernel reads lives as long as it runs, wherever a graph is broken."""
+    weight, states = _case(300, 4 * LINE, 5, kept)
+    states = states.to(kept)
+    product = HalfProduct(weight, None, kept)
+
+    def both_ways(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return product(rows * 2), multiply_rows(rows * 2, weight, None)
+
+    compiled = torch.compile(both_ways, backend="eager")
+    expected = product(states * 2)
+    for _ in range(3):
+        for found in compiled(states):
+            assert torch.equal(found, expected)
 
 
 @needs_kernel
@@ -213,9 +280,9 @@ def test_only_weights_that_sixteen_bits_hold_are_kept() -> None:
 def test_odd_numbers_of_float16_are_the_same_in_float32() -> None:
     """Subnormal ones, both zeros, the largest, infinity."""
     odd = torch.tensor([2.0**-24, -3 * 2.0**-24, 0.0, -0.0, 65504.0, torch.inf, 2.0**-14])
-    weight = torch.zeros((len(odd), INPUTS), dtype=torch.float16)
+    weight = torch.zeros((len(odd), LINE), dtype=torch.float16)
     weight[:, 0] = odd.half()
-    states = torch.zeros((1, INPUTS))
+    states = torch.zeros((1, LINE))
     states[:, 0] = 1
     for found in (HalfProduct(weight, None)(states), multiply_rows(states, weight, None)):
         assert torch.equal(found, odd[None])
@@ -259,8 +326,9 @@ def test_kernels_written_for_other_processors_pass_these_tests(
     """Compiled for x86 with AVX2: their vectors are then taken apart or filled up."""
     if lanes == LANES:
         pytest.skip("these are the ones at hand")
+    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     environment = {
-        **os.environ,
+        **kept,
         "NUMBA_CPU_NAME": "generic",
         "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c",
         "LLMA_RAG_MACHINE": machine,

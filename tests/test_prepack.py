@@ -174,16 +174,16 @@ def test_weights_are_kept_in_sixteen_bits_where_that_loses_no_bit(names, held: b
 
 
 @needs_bf16
-@pytest.mark.parametrize("products", [True, False])
+@pytest.mark.parametrize("lacking", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_layers_of_sixteen_bits_are_ours_where_the_processor_has_no_products_of_such(
-    dtype: torch.dtype, products: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, lacking: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepack, "has_products", lambda dtype: products)
+    monkeypatch.setattr(prepack, "lacks_products", lambda dtype: lacking)
     monkeypatch.setattr(prepack, "can_prepack", lambda dtype: False)
     layer = nn.Linear(24, 40).to(dtype)
     found = prepacked(nn.Sequential(layer))
-    assert len(found) == (not products)
+    assert len(found) == lacking
     states = torch.randn(2, 5, 24).to(dtype)
     for packed in found.values():
         assert isinstance(packed.product, HalfProduct)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from transformers import AttentionInterface
 
-from llma_rag.engine.onednn_product import has_products
+from llma_rag.engine.onednn_product import lacks_products
 
 PACKED = "llma_packed"
 """Name under which `packed_attention` is registered with transformers; no mask function goes with
@@ -84,7 +84,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 def _is_slow(query: torch.Tensor) -> bool:
     on_cpu = query.device.type == "cpu"
-    return on_cpu and query.dtype is torch.float16 and not has_products(query.dtype)
+    return on_cpu and query.dtype is torch.float16 and lacks_products(query.dtype)
 
 
 def _prefill(

@@ -3,8 +3,9 @@
 from numba import types
 
 from llma_rag.compiled import callback, compiled
+from llma_rag.engine.half_product import LINE
 from llma_rag.engine.tiles import DEPTH, add_bf16_tile, add_fp16_tile
-from llma_rag.engine.turning import LINE, room, turn_bf16, turn_fp16
+from llma_rag.engine.turning import room, turn_bf16, turn_fp16
 from llma_rag.engine.vectors import LANES, ROWS, load, take
 
 

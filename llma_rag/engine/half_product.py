@@ -5,20 +5,23 @@ with zeros behind each; a pass that waits for memory need not read those. Proces
 have no products of such numbers at all, and torch's own ways are slow there.
 """
 
+from collections.abc import Callable
 from ctypes import Structure, addressof, c_int64
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.nn.functional import linear
 
 from llma_rag.engine.threads import run_in_parallel
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 HALVES = (torch.bfloat16, torch.float16)
 """Dtypes of weights; of two that hold a weight the first is taken."""
 
-INPUTS = 32
-"""What the inputs of `multiply_rows` must be a multiple of."""
+LINE = 32
+"""Weights of a cache line; `multiply_rows` reads whole lines."""
 
 CACHE = 256 << 10
 """Bytes of rows that are computed while a block of weights is at hand: they stay in most second
@@ -26,6 +29,10 @@ caches."""
 
 ALONE = 1 << 17
 """Most multiplications that one thread does alone, since waking others takes longer."""
+
+
+_opaque = cast(Callable[[F], F], torch.compiler.disable)
+"""Have `torch.compile` call a function as it is: it drops tensors whose addresses are in use."""
 
 
 class Arguments(Structure):
@@ -90,15 +97,32 @@ class HalfProduct:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copies and pickles, maybe for another processor, lay the weight out anew."""
-        return HalfProduct, (self.dense().to(self._kept), self.bias, self._dtype)
+        return HalfProduct, (self._weight(), self.bias, self._dtype)
 
     def dense(self) -> torch.Tensor:
         """Return a copy of the weight, [outputs, inputs]."""
+        return self._weight().to(self._dtype)
+
+    def _weight(self) -> torch.Tensor:
         blocks = self._blocks
         if self._kept is torch.bfloat16:
             blocks = blocks.transpose(2, 3)
         weight = blocks.permute(0, 2, 3, 1).reshape(-1, self._inputs)
-        return weight[: self._outputs].view(self._kept).to(self._dtype)
+        return weight[: self._outputs].view(self._kept)
+
+
+def can_multiply_rows(weight: torch.Tensor) -> bool:
+    """Return whether `multiply_rows` reads a weight of this shape, layout and device."""
+    return (
+        weight.dtype in HALVES
+        and weight.device.type == "cpu"
+        and weight.layout is torch.strided
+        and weight.dim() == 2
+        and weight.shape[1] % LINE == 0
+        and weight.numel() > 0
+        and weight.is_contiguous()
+        and not weight.is_neg()
+    )
 
 
 def multiply_rows(
@@ -111,16 +135,21 @@ def multiply_rows(
 
     Args:
         states: [rows, inputs], on the CPU.
-        weight: bfloat16 or float16, [outputs, inputs], contiguous; `inputs` is a multiple of
-            `INPUTS`.
+        weight: [outputs, inputs]; `can_multiply_rows` holds.
         bias: [outputs]; None for none.
 
     Returns:
         [rows, outputs], of the states' dtype.
+
+    Raises:
+        RuntimeError: If the weight is another, or rows are of another length.
     """
+    if not can_multiply_rows(weight) or states.shape[1] != weight.shape[1]:
+        raise RuntimeError(f"cannot multiply {list(states.shape)} by {list(weight.shape)}")
     return _product(states, weight, weight.shape[0], weight.dtype, False, bias)
 
 
+@_opaque
 def _product(
     states: torch.Tensor,
     weights: torch.Tensor,
@@ -144,7 +173,7 @@ def _product(
         rows=rows,
         outputs=outputs,
         inner=inputs,
-        together=max(1, CACHE // (4 * ROWS * inputs)) * ROWS,
+        together=max(1, CACHE // (4 * ROWS * max(1, inputs))) * ROWS,
         half=kept is torch.float16,
         blocked=blocked,
     )

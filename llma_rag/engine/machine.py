@@ -27,6 +27,11 @@ def is_intel(listing: Path = Path("/proc/cpuinfo")) -> bool:
     return _said(listing).get("vendor_id") == "GenuineIntel"
 
 
+def is_x86() -> bool:
+    """Return whether the processor is one of x86 with 64 bits."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def _said(listing: Path) -> dict[str, str]:
     if not listing.exists():
         return {}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from llma_rag.engine.machine import is_intel
+from llma_rag.engine.machine import is_intel, is_x86
 
 LAYOUT_ROWS = 16
 """Rows of a pass for which oneDNN is asked to choose a layout; others run in it as well."""
@@ -63,18 +63,21 @@ def can_prepack(dtype: torch.dtype) -> bool:
 
 
 @cache
-def has_products(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN multiplies numbers of a dtype here; else torch does, much slower."""
+def lacks_products(dtype: torch.dtype) -> bool:
+    """Return whether an x86 processor has no products of 16-bit numbers that torch makes use of.
+
+    Then torch widens each number anew for every row. Others than x86 were not tried.
+    """
     asked = {
         torch.bfloat16: "_is_mkldnn_bf16_supported",
         torch.float16: "_is_mkldnn_fp16_supported",
     }
-    if dtype not in asked:
-        return _has_onednn()
-    try:
-        return _has_onednn() and bool(getattr(torch.ops.mkldnn, asked[dtype])())
-    except (AttributeError, RuntimeError):
+    if dtype not in asked or not is_x86():
         return False
+    try:
+        return not (_has_onednn() and getattr(torch.ops.mkldnn, asked[dtype])())
+    except (AttributeError, RuntimeError):
+        return True
 
 
 def _has_onednn() -> bool:

@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from llma_rag.engine.half_product import HALVES, HalfProduct, can_keep, kept_dtype
-from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack, has_products
+from llma_rag.engine.half_product import HalfProduct, can_keep, kept_dtype
+from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack, lacks_products
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers, side by side in one module, that read the same input and are computed together: a call
@@ -45,7 +45,7 @@ def product_of(
     """Return the quickest product that computes in a dtype; None where there is but torch's own."""
     if not weight.numel():
         return None
-    if dtype is torch.float32 or (dtype in HALVES and not has_products(dtype)):
+    if dtype is torch.float32 or lacks_products(dtype):
         kept = kept_dtype(weight)
         if kept is not None and can_keep(kept):
             return HalfProduct(weight, bias, dtype)

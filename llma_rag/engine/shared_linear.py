@@ -1,13 +1,12 @@
 """Multiply by a model's own weights of 16 bits where the processor has no products of such."""
 
-import platform
 from functools import cache
 
 import torch
 from torch import nn
 
-from llma_rag.engine.half_product import INPUTS, can_keep, multiply_rows
-from llma_rag.engine.onednn_product import has_products
+from llma_rag.engine.half_product import can_keep, can_multiply_rows, multiply_rows
+from llma_rag.engine.onednn_product import lacks_products
 from llma_rag.engine.prepack import can_exchange
 
 
@@ -16,11 +15,11 @@ class SharedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # as nn.Linear has it
         """Return [..., out_features] of [..., in_features]."""
-        weight = self.weight
-        if not (type(weight) is nn.Parameter and weight.is_contiguous() and _knows(weight, input)):
+        weight, bias = self.weight, self.bias
+        if not (type(weight) is nn.Parameter and _gains(weight, bias, input)):
             return super().forward(input)
-        rows = input.reshape(-1, input.shape[-1])
-        return multiply_rows(rows, weight, self.bias).view(*input.shape[:-1], weight.shape[0])
+        rows = input.reshape(-1, weight.shape[1])
+        return multiply_rows(rows, weight, bias).view(*input.shape[:-1], weight.shape[0])
 
 
 def shared_linear(layer: nn.Module) -> nn.Module | None:
@@ -30,7 +29,7 @@ def shared_linear(layer: nn.Module) -> nn.Module | None:
     """
     if type(layer) is not nn.Linear or not can_exchange(layer):
         return None
-    if not can_share(layer.weight.dtype) or layer.in_features % INPUTS:
+    if not can_share(layer.weight.dtype) or not can_multiply_rows(layer.weight):
         return None
     other = object.__new__(SharedLinear)
     vars(other).update(vars(layer))
@@ -39,20 +38,26 @@ def shared_linear(layer: nn.Module) -> nn.Module | None:
 
 @cache
 def can_share(dtype: torch.dtype) -> bool:
-    """Return whether our kernel is quicker than torch's products of weights that lie as they do.
+    """Return whether several rows take less time by our kernel than by torch."""
+    return lacks_products(dtype) and can_keep(dtype)
 
-    It was timed on processors with AVX2 alone.
+
+def _gains(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> bool:
+    """Return whether the kernel multiplies by a weight, and sooner than torch.
+
+    Anything may have been done to a model since its twin was made. Torch's own way takes less time
+    for a single row.
     """
-    on_x86 = platform.machine() in ("x86_64", "AMD64")
-    return on_x86 and not has_products(dtype) and can_keep(dtype)
-
-
-def _knows(weight: torch.Tensor, states: torch.Tensor) -> bool:
-    """Return whether the kernel multiplies by a weight; models may be cast or moved at any time."""
+    dtype = states.dtype
     return (
-        weight.dtype is states.dtype
-        and weight.device.type == states.device.type == "cpu"
+        weight.dtype is dtype
+        and can_share(dtype)
+        and type(states) is torch.Tensor
+        and states.dim() > 1
+        and can_multiply_rows(weight)
         and states.shape[-1] == weight.shape[1]
-        and states.numel() > 0
-        and can_share(weight.dtype)
+        and states.numel() > weight.shape[1]
+        and (bias is None or bias.dtype is dtype)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
     )

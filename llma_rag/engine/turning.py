@@ -8,11 +8,9 @@ from llvmlite import ir
 from numba import types
 
 from llma_rag.compiled import written
+from llma_rag.engine.half_product import LINE
 from llma_rag.engine.tiles import DEPTH
 from llma_rag.engine.vectors import I32, I64, LANES, SUMS, WORDS, Builder, constant, fetch
-
-LINE = 32
-"""Numbers of 16 bits that a cache line holds."""
 
 
 @written

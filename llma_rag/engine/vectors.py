@@ -3,9 +3,9 @@
 import platform
 from typing import Any, NamedTuple
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
+from numba.core.codegen import get_host_cpu_features
 
 from llma_rag.compiled import CONFIG, written
 
@@ -35,9 +35,10 @@ def _tile_for(machine: str, features: dict[str, bool]) -> Tile | None:
 
 def _features() -> dict[str, bool]:
     """Return what numba compiles for: the processor, or what the user has it take for one."""
-    if CONFIG.CPU_FEATURES is not None:
-        return {name[1:]: name[0] == "+" for name in CONFIG.CPU_FEATURES.split(",") if name}
-    return dict(llvmlite.binding.get_host_cpu_features())
+    said = CONFIG.CPU_FEATURES
+    if said is None:
+        said = str(get_host_cpu_features())  # type: ignore[no-untyped-call]  # in numba
+    return {name[1:]: name[0] == "+" for name in said.split(",") if name}
 
 
 TILE = _tile_for(platform.machine(), _features())
