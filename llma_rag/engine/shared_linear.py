@@ -50,13 +50,13 @@ def _gains(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor
     """
     dtype = states.dtype
     return (
-        weight.dtype is dtype
+        states.numel() > weight.shape[-1]
+        and weight.dtype is dtype
         and can_share(dtype)
         and type(states) is torch.Tensor
         and states.dim() > 1
         and can_multiply_rows(weight)
         and states.shape[-1] == weight.shape[1]
-        and states.numel() > weight.shape[1]
         and (bias is None or bias.dtype is dtype)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
