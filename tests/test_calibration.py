@@ -164,8 +164,18 @@ def test_a_time_that_another_program_took_is_not_believed(
 
 def test_a_wider_pass_bounds_the_time_of_a_narrower_one() -> None:
     times = {1: 2.0, 4: 3.2, 8: 3.8, 16: 2.8, 32: 7.0}
-    assert calibration._relative(times) == {1: 1.0, 4: 1.4, 8: 1.4, 16: 1.4, 32: 3.5}
-    assert calibration._relative({1: 4.0, 4: 2.0, 8: 3.0}) == {1: 1.0, 4: 1.0, 8: 1.5}
+    assert calibration._relative([times]) == {1: 1.0, 4: 1.4, 8: 1.4, 16: 1.4, 32: 3.5}
+    assert calibration._relative([{1: 4.0, 4: 2.0, 8: 3.0}]) == {1: 1.0, 4: 1.0, 8: 1.5}
+
+
+def test_a_machine_that_is_slower_for_seconds_changes_no_relative_time() -> None:
+    """Even where the quick rounds met another program at some width."""
+    times = {1: 2.0, 4: 2.4, 8: 3.0}
+    rounds = [
+        {width: time * slower for width, time in times.items()} for slower in (1.0, 1.3, 1.5, 1.5)
+    ]
+    rounds[0][1] = 3.0
+    assert calibration._relative(rounds) == {1: 1.0, 4: 1.2, 8: 1.5}
 
 
 def test_a_slow_model_is_measured_at_few_widths(

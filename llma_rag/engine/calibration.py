@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from llma_rag.folders import cache_folder
 SWITCH = "LLMA_RAG_CALIBRATION"
 """Environment variable: "off" measures nothing, "refresh" measures again, else the disk is used."""
 
-FORMAT = 7
+FORMAT = 8
 """Version of the files; others are measured again."""
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -41,12 +42,12 @@ BRANCHED = 8
 ROUNDS = 3, 50
 """Least and most times that each width is measured."""
 
-SLOW_ROUNDS = 2
-"""Least times that a slow model's widths are measured: one time alone may be another program's."""
+SLOW_ROUNDS = 3
+"""Least times that a slow model's widths are measured: one time may be another program's."""
 
-SETTLED, FURTHER_ROUNDS = 0.05, 4
-"""By which share the last round may have lowered a time for it to be the last; else, and for at
-most so many rounds more, the times are measured again."""
+SETTLED, FURTHER_ROUNDS = 0.03, 4
+"""By which share the last round may have changed a relative time for it to be the last; else, and
+for at most so many rounds more, the times are measured again."""
 
 SLOW_PASS = 0.15
 """Seconds of one pass from which a model is measured at few widths."""
@@ -130,8 +131,9 @@ def _measure(timer: _Timer) -> Calibration:
         times = _times(timer, row, deadline)
         found[context] = _relative(times)
         if runner.supports_trees:
-            rounds = SLOW_ROUNDS if times[1] > SLOW_PASS else ROUNDS[0]
-            branching[context] = round(_branching(timer, row, rounds) / times[1], 4)
+            single = min(one[1] for one in times)
+            rounds = SLOW_ROUNDS if single > SLOW_PASS else ROUNDS[0]
+            branching[context] = round(_branching(timer, row, rounds) / single, 4)
         deadline += SECONDS / len(contexts)
     return Calibration(found, branching)
 
@@ -166,8 +168,8 @@ def _row(runner: StepRunner, context: int) -> Row:
     return row
 
 
-def _times(timer: _Timer, row: Row, deadline: float) -> dict[int, float]:
-    """Return the least time of each width; the rounds take turns, so that noise meets all."""
+def _times(timer: _Timer, row: Row, deadline: float) -> list[dict[int, float]]:
+    """Return the times of all widths, round by round."""
     widths = [one for one in WIDTHS if one <= 1 + timer.runner.draft_limit(row)]
     timer.time(row, 1)
     first = timer.time(row, 1)
@@ -176,27 +178,29 @@ def _times(timer: _Timer, row: Row, deadline: float) -> dict[int, float]:
         widths, least = [one for one in widths if one in (1, 4, 8, 16, 32)], SLOW_ROUNDS
     for width in widths[1:]:
         timer.time(row, width)
-    best = {1: first}
-    for round_ in range(1, most + 1):
-        settled = True
-        for width in widths:
-            before, taken = best.get(width, float("inf")), timer.time(row, width)
-            settled &= taken > before * (1 - SETTLED)
-            best[width] = min(taken, before)
-        late = time.perf_counter() >= deadline
-        if late and round_ >= least and (settled or round_ >= least + FURTHER_ROUNDS):
+    rounds: list[dict[int, float]] = []
+    found: dict[int, float] = {}
+    while len(rounds) < most:
+        rounds.append({width: timer.time(row, width) for width in widths})
+        before, found = found, _relative(rounds)
+        settled = all(abs(found[one] / known - 1) <= SETTLED for one, known in before.items())
+        late = time.perf_counter() >= deadline and len(rounds) >= least
+        if late and (settled or len(rounds) >= least + FURTHER_ROUNDS):
             break
-    return best
+    return rounds
 
 
-def _relative(times: Mapping[int, float]) -> dict[int, float]:
-    """Return times relative to width 1; what a wider pass takes bounds what a narrower one does.
+def _relative(rounds: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Return times relative to width 1: medians of what they are within a round.
 
-    Other programs only ever add time, so that of two times that contradict the longer is wrong.
+    A machine that others use as well is slow for seconds at a time, which all widths of a round
+    meet; the least times of several rounds would come from different ones. What a wider pass takes
+    bounds what a narrower one does.
     """
     bound, found = float("inf"), dict[int, float]()
-    for width in sorted(times, reverse=True):
-        bound = found[width] = min(times[width], bound)
+    for width in sorted(rounds[0], reverse=True):
+        bound = min(statistics.median(one[width] / one[1] for one in rounds), bound)
+        found[width] = bound
     return {width: round(found[width] / bound, 4) for width in sorted(found)}
 
 
