@@ -83,6 +83,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def _is_slow(query: torch.Tensor) -> bool:
+    """Return whether torch attends in a dtype that the processor has no products of, slowly."""
     on_cpu = query.device.type == "cpu"
     return on_cpu and query.dtype is torch.float16 and lacks_products(query.dtype)
 

@@ -95,7 +95,7 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
 
 
 def measure(runner: StepRunner) -> Calibration:
-    """Time passes of several widths at two context lengths, in about a second."""
+    """Time passes of several widths at two context lengths, in about a second for small models."""
     with progress("Timing passes", "pass") as bar:
         return _measure(_Timer(runner, bar))
 

@@ -30,7 +30,6 @@ caches."""
 ALONE = 1 << 17
 """Most multiplications that one thread does alone, since waking others takes longer."""
 
-
 _opaque = cast(Callable[[F], F], torch.compiler.disable)
 """Have `torch.compile` call a function as it is: it drops tensors whose addresses are in use."""
 

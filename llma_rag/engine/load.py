@@ -136,8 +136,8 @@ def default_device() -> str:
 def _computable(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
     """Turn 16-bit weights into float32 on a processor that has no products of theirs.
 
-    There every further row of a pass costs as much as the first one, so that no draft can pay, and
-    a prompt takes several times as long. Only where nobody chose the dtype.
+    There they are computed in float32 anyway, and torch's own way is slow. Only where nobody chose
+    the dtype.
     """
     asked = {"dtype": options.get("dtype"), **options.get("model_kwargs", {})}
     chosen = {asked.get("dtype"), asked.get("torch_dtype")} - {None, "auto"}

@@ -35,7 +35,10 @@ class Product(Protocol):
 
 
 def can_multiply(dtype: torch.dtype) -> bool:
-    """Return whether linear layers that compute in a dtype have a quicker way here."""
+    """Return whether oneDNN multiplies numbers of a dtype here, or our own kernel, in float32.
+
+    Where only our kernel knows 16 bits, which it computes in float32, float32 is the better dtype.
+    """
     return can_prepack(dtype) or (dtype is torch.float32 and can_keep(torch.bfloat16))
 
 

@@ -37,7 +37,7 @@ def _features() -> dict[str, bool]:
     """Return what numba compiles for: the processor, or what the user has it take for one."""
     said = CONFIG.CPU_FEATURES
     if said is None:
-        said = str(get_host_cpu_features())  # type: ignore[no-untyped-call]  # in numba
+        said = str(get_host_cpu_features())  # type: ignore[no-untyped-call]  # untyped there
     return {name[1:]: name[0] == "+" for name in said.split(",") if name}
 
 
