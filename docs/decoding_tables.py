@@ -239,7 +239,7 @@ def _engine_notes(measured: dict[str, Any], more: str = "") -> str:
     run = measured["rows"][0]["run"]
     return (
         f"\n{run['threads']} threads, at most {run['prompts']} prompts of up to {run['tokens']} "
-        "tokens. Times are those after the first token, but in the last column; the last "
+        "tokens. Times are those after the first token, except in the last column; the last "
         "columns say how many times quicker than these arms (median over prompts, 95 % interval; "
         "no interval: one prompt)."
         f"{more}\n" + origin(measured)

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
         DecodingStats,
         GenerationChunk,
         GenerationOptions,
-        GenerationRequest,
         GenerationResult,
         NonFiniteLogitsError,
         RequestOptions,
     )
     from llma_rag.schemas import closed_schema, tool_call_schema
+    from llma_rag.tool_calls import WrittenCall, read_tool_calls, text_before_calls
 
 __version__ = "0.1.0"
 
@@ -32,13 +32,15 @@ __all__ = [
     "DecodingStats",
     "GenerationChunk",
     "GenerationOptions",
-    "GenerationRequest",
     "GenerationResult",
     "GenerationStream",
     "NonFiniteLogitsError",
     "Reference",
     "RequestOptions",
+    "WrittenCall",
     "closed_schema",
+    "read_tool_calls",
+    "text_before_calls",
     "tool_call_schema",
 ]
 
@@ -48,7 +50,10 @@ _HOMES = {
     "Decoder": "llma_rag.decoder",
     "GenerationStream": "llma_rag.delivery",
     "Reference": "llma_rag.reference",
+    "WrittenCall": "llma_rag.tool_calls",
     "closed_schema": "llma_rag.schemas",
+    "read_tool_calls": "llma_rag.tool_calls",
+    "text_before_calls": "llma_rag.tool_calls",
     "tool_call_schema": "llma_rag.schemas",
 }
 

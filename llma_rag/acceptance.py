@@ -142,8 +142,8 @@ class Lean:
             variance of it.
     """
 
-    def __init__(self, log_odds: float = 0.0, precision: float = 8.0) -> None:
-        self.state = np.array([log_odds, precision])
+    def __init__(self) -> None:
+        self.state = np.array([0.0, 8.0])
 
 
 @compiled
@@ -227,22 +227,9 @@ class AcceptanceModel:
             for kind, flat in (("weights", self.weights), ("precisions", self.precisions))
         }
 
-    @classmethod
-    def load(cls, file: Path) -> "AcceptanceModel":
-        """Read a JSON file written by `save`."""
-        return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
-
     def save(self, file: Path) -> None:
         """Write the weights to a JSON file."""
         file.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-
-    def probability(self, evidence: Evidence, lean: Lean) -> float:
-        """Return the estimated probability that the token is accepted if its parent is."""
-        return probability(self.weights, lean.state, evidence)
-
-    def observe(self, evidence: Evidence, lean: Lean, accepted: bool) -> None:
-        """Learn from one token whose parent was accepted."""
-        observe(self.weights, self.precisions, lean.state, evidence, accepted)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import weakref
+from collections.abc import MutableMapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
@@ -18,7 +19,7 @@ from llma_rag.drafters import Drafting
 from llma_rag.drafting import compile_drafter
 from llma_rag.engine.bitwise import Exactness, with_exactness
 from llma_rag.engine.calibration import calibrate
-from llma_rag.engine.load import LoadOptions, context_length, load
+from llma_rag.engine.load import LoadOptions, load, most_positions
 from llma_rag.engine.options import check_names
 from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import picture, runner_of
@@ -35,10 +36,9 @@ from llma_rag.result import (
 )
 from llma_rag.worker import Sink, Worker
 
-UNLIMITED = 1 << 30
-"""Context length of a model that has no limit of its own."""
-
 _shared: dict[str, "Decoder"] = {}
+_over: "weakref.WeakValueDictionary[tuple[int, int], Decoder]" = weakref.WeakValueDictionary()
+"""Under the identities of model and tokenizer, which live at least as long as their decoder."""
 _shared_lock = threading.Lock()
 
 
@@ -115,7 +115,7 @@ class Decoder:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.context_length = context_length(model.config) or UNLIMITED
+        self.context_length = most_positions(model.config)
         self._defaults = cast("GenerationOptions", check_names(defaults or {}))
         for name, value, least in (
             ("max_draft_tokens", max_draft_tokens, 0),
@@ -191,7 +191,7 @@ class Decoder:
     @property
     def exactness(self) -> str:
         """What holds here: "bitwise", "argmax", or "off" where nothing is drafted."""
-        if self._runner.verdict.exactness == "off":
+        if self._runner.verdict.wide_passes == "off":
             return "off"
         return "argmax" if self._runner.fixed is None else "bitwise"
 
@@ -205,6 +205,20 @@ class Decoder:
             if key not in _shared:
                 _shared[key] = cls.from_pretrained(name, **options)
             return _shared[key]
+
+    @classmethod
+    def shared_over(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Decoder":
+        """Return this process' decoder over loaded objects, while it lives: a model has one owner.
+
+        Raises:
+            ValueError: If the model is in training mode.
+        """
+        with _shared_lock:
+            key = id(model), id(tokenizer)
+            decoder = _over.get(key)
+            if decoder is None:
+                _over[key] = decoder = cls(model, tokenizer)
+            return decoder
 
     def generate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> GenerationResult:
         """Decode an answer and return it when it is finished.
@@ -259,10 +273,12 @@ class Decoder:
             self._worker.submit(self._loop.decode(request), sink)
 
     def close(self) -> None:
-        """End the worker thread and leave the registry of shared decoders."""
+        """End the worker thread and leave the registries of shared decoders."""
         with _shared_lock:
-            for key in [key for key, decoder in _shared.items() if decoder is self]:
-                del _shared[key]
+            registries: tuple[MutableMapping[Any, Decoder], ...] = (_shared, _over)
+            for registry in registries:
+                for key in [key for key, decoder in registry.items() if decoder is self]:
+                    del registry[key]
         self._worker.stop()
 
     def __repr__(self) -> str:

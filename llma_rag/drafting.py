@@ -14,7 +14,7 @@ from llma_rag.chains import grow_chain
 from llma_rag.compiled import compiled
 from llma_rag.costs import CostCurve
 from llma_rag.expansion import grow_tree
-from llma_rag.index import MAX_INDEXED_TOKENS, SuffixIndex
+from llma_rag.index import SuffixIndex
 from llma_rag.learning import learn
 from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, Longs, append, find_places
 from llma_rag.outlook import Offers, Sources, no_offers
@@ -115,7 +115,6 @@ class ReferenceDrafter:
         min_match_length: int = 1,
         banned_tokens: frozenset[int] = frozenset(),
         vocab_size: int | None = None,
-        max_indexed_tokens: int = MAX_INDEXED_TOKENS,
         costs: CostCurve | None = None,
         acceptance: AcceptanceModel | None = None,
         recycler: Recycler | None = None,
@@ -134,7 +133,6 @@ class ReferenceDrafter:
                 one other token interrupted is also taken up again where nothing matches.
             banned_tokens: Ids that are never drafted (special tokens).
             vocab_size: Ids at or above it are never drafted.
-            max_indexed_tokens: Most tokens of all texts that are indexed.
             costs: What a pass costs by its width; a node is drafted only where it pays. None fills
                 the budget.
             acceptance: Model of acceptance, which learns from every draft; share one instance
@@ -160,7 +158,6 @@ class ReferenceDrafter:
             [*references, *earlier, *repeats, prompt],
             banned_tokens=banned_tokens,
             vocab_size=vocab_size,
-            max_tokens=max_indexed_tokens,
         )
         self._regions = Regions(
             self.index, references=len(references), earlier=len(earlier), repeats=len(repeats)

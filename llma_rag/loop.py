@@ -17,7 +17,7 @@ from llma_rag.engine.options import Settings, resolve
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.prefixes import CHUNK, PrefixCache
 from llma_rag.engine.processors import build_processors
-from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.step import Pass, StepRunner, check_model
 from llma_rag.grammar import Grammar, GrammarCompiler
 from llma_rag.provenance import joined
 from llma_rag.result import (
@@ -68,8 +68,14 @@ class Loop:
         )  # fmt: skip
 
     def decode(self, request: GenerationRequest) -> Decoding:
-        """Decode one request: yields the passes it needs and the text it completes."""
-        task = self._task(request)
+        """Decode one request: yields the passes it needs and the text it completes.
+
+        Its times count from this call on, though nothing runs before the first `next`.
+        """
+        return self._decoded(request, Counts())
+
+    def _decoded(self, request: GenerationRequest, counts: Counts) -> Decoding:
+        task = self._task(request, counts)
         try:
             if task.answer.remaining > 0:
                 yield from self._decode(task)
@@ -135,13 +141,9 @@ class Loop:
         prefixes.store(row, namespace)
         return prompt[start:]
 
-    def _task(self, request: GenerationRequest) -> Task:
-        counts = Counts()
+    def _task(self, request: GenerationRequest, counts: Counts) -> Task:
         self._drafters.check(request)
-        if self._model.training:
-            raise ValueError(
-                "`model` is in training mode, which makes its answers random; call `model.eval()`."
-            )
+        check_model(self._model)
         context = encode_prompt(self._tokenizer, request.prompt, self._vocab_size)
         counts.prompt_tokens = len(context)
         generation_config = self._model.generation_config

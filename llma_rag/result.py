@@ -1,6 +1,6 @@
 """Say what a caller asks of the decoder and what comes back; plain data, no tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
@@ -9,7 +9,7 @@ from llma_rag.reference import References
 Prompt = str | Sequence[int]
 """Text, tokenised with the special tokens of the tokenizer, or token ids used as they are."""
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -57,8 +57,9 @@ class RequestOptions(GenerationOptions, total=False):
     """What a call to a `Decoder` takes beside the prompt.
 
     Attributes:
-        references: Texts that may be copied; they never change a token of the answer. Unusable
-            entries are skipped and counted in the stats.
+        references: Texts that may be copied; they never change a token of the answer in float32 or
+            where `Decoder.exactness` is "bitwise", and only near ties of two tokens elsewhere.
+            Unusable entries are skipped and counted in the stats.
         history: Earlier turns of the conversation, needed only where the prompt does not hold them
             as they were (a chat template that drops or shortens them): they may be copied, and are
             never cited. Turns in the prompt are found there and need no second copy.
@@ -128,7 +129,7 @@ class CopiedSpan:
 class DecodingStats:
     """What one answer cost; counts are stored, rates are derived.
 
-    Times are seconds. A reference is *skipped* when it holds no usable text and *truncated* when
+    Times are seconds since the request was made, waiting included. A reference is *skipped* when it holds no usable text and *truncated* when
     only its first tokens were indexed.
     """
 
@@ -194,7 +195,7 @@ class GenerationResult:
         text: The answer, without special tokens, cut before a stop string.
         token_ids: All generated tokens, the end token or the tokens of a stop string included, as
             `transformers` returns them.
-        finish_reason: `"stop"` (end token, stop string or criterion), `"length"`, `"cancelled"`.
+        finish_reason: `"stop"` (end token, stop string or criterion) or `"length"`.
         copied_spans: Maximal runs of the answer that were copied from references, in order.
         stats: Counts and times.
     """
@@ -204,9 +205,6 @@ class GenerationResult:
     finish_reason: FinishReason
     copied_spans: tuple[CopiedSpan, ...]
     stats: DecodingStats
-
-
-Emit = Callable[[GenerationChunk], None]
 
 
 class ContextOverflowError(ValueError):

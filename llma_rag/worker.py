@@ -100,10 +100,9 @@ class Worker:
         load: What it has to do.
     """
 
-    def __init__(self, run: Callable[[Pass], Outcome], name: str = "llma-rag") -> None:
+    def __init__(self, run: Callable[[Pass], Outcome]) -> None:
         self.load = Load()
         self._run = run
-        self._name = name
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
@@ -119,7 +118,7 @@ class Worker:
                 self._thread = threading.Thread(
                     target=_serve,
                     args=(self._queue, self._run, self.load),
-                    name=self._name,
+                    name="llma-rag",
                     daemon=True,
                 )
                 _serving[self._thread] = self._queue

@@ -176,7 +176,7 @@ def test_T05_recurrent_state_is_put_back_after_a_rejection(family: str) -> None:
     model = model_of(family)
     runner = runner_of(model)
     assert runner.verdict.memory == "own"
-    assert runner.verdict.exactness == "exact"
+    assert runner.verdict.wide_passes == "exact"
     for seed in range(6):
         source = random.Random(seed)
         prompt = prompt_of(source)

@@ -163,8 +163,15 @@ def test_ask_answers_from_the_documents(docs):
     assert "forward passes" in costs
 
 
-def test_ask_shows_markup_and_control_characters_of_documents_as_they_are(docs):
-    """What a document holds reaches the terminal through the answer; none of it may act there."""
+def test_names_of_documents_cannot_act_in_the_terminal(docs):
+    (docs / "ferry.md").rename(docs / "[bold]fer\x1b[31mry.md")
+    result = run("ask", "--docs", docs, "When does the ferry leave the harbour?")
+    assert result.exit_code == 0, result.stderr
+    assert "sources: [bold]fer\ufffd[31mry.md" in result.stdout
+
+
+def test_control_characters_are_replaced_one_for_one():
+    """Answers are shown so too, and colours are laid over them by their places."""
     from llma_rag.demo.terminal import inert
 
     hostile = "a[bold]b\x1b[31mc\u202ed\x07"

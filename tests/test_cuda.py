@@ -9,7 +9,10 @@ from llma_rag.engine.bitwise import is_bitwise
 from llma_rag.engine.fused import FusedStep
 from tests.models import character_tokenizer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 
 @pytest.fixture(scope="module")

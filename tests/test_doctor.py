@@ -16,7 +16,7 @@ def test_an_exact_model_is_safe() -> None:
     found = examine(model_of("gemma3", "sdpa"))
     assert (found.status, found.exit_code) == ("safe", 0)
     assert found.advice == "Safe: references never change a token of this model."
-    assert found.facts["exactness"] == "exact"
+    assert found.facts["wide_passes"] == "exact"
     assert found.facts["attention"] == "sdpa"
     assert found.facts["dtype"] == "float32"
     assert found.facts["cache"] == "2 DynamicSlidingWindowLayer, 1 DynamicLayer"
@@ -28,7 +28,7 @@ def test_an_exact_model_is_safe() -> None:
 
 def test_low_precision_is_safe_with_a_word_on_near_ties() -> None:
     found = examine(build("llama", dtype=torch.bfloat16))
-    assert (found.status, found.facts["exactness"]) == ("safe", "argmax")
+    assert (found.status, found.facts["wide_passes"]) == ("safe", "rounded")
     assert "bfloat16" in found.advice
 
 
@@ -89,7 +89,7 @@ def test_the_command_prints_facts_and_advice(folder: str) -> None:
 def test_the_command_prints_json(folder: str) -> None:
     result = CliRunner().invoke(app, ["doctor", "--model", folder, "--json"])
     found = json.loads(result.stdout)
-    assert (found["status"], found["exactness"], found["trees"]) == ("safe", "exact", True)
+    assert (found["status"], found["wide_passes"], found["trees"]) == ("safe", "exact", True)
 
 
 def test_the_command_tells_by_its_exit_code_what_is_unusable(tmp_path) -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_wheels_are_typed_and_hold_the_package_only(wheels, package):
     folder = package.replace(".", "/") + "/"
     assert f"{folder}py.typed" in names
     assert f"{folder}__init__.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
     assert [n for n in names if not n.startswith(folder) and ".dist-info/" not in n] == []
     assert [n for n in names if n.endswith((".pkl", ".pickle", ".bin", ".pt", ".pyc"))] == []
 
@@ -50,12 +52,19 @@ def test_the_core_wheel_holds_the_model_and_the_documents(wheels):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= model
     assert sum(name.startswith("llma_rag/demo/documents/") for name in names) >= 20
     assert wheels["llma_rag"].getinfo("llma_rag/demo/model/model.safetensors").file_size <= 16 << 20
-    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_command_is_installed(wheels):
     (entry,) = [n for n in wheels["llma_rag"].namelist() if n.endswith("entry_points.txt")]
     assert b"llma-rag = llma_rag.cli:main" in wheels["llma_rag"].read(entry)
+
+
+def test_all_distributions_have_the_version_of_the_package():
+    import llma_rag
+
+    for project in PROJECTS.values():
+        described = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+        assert described["version"] == llma_rag.__version__
 
 
 @pytest.mark.parametrize("package", PROJECTS)
@@ -137,10 +146,3 @@ class TestReadme:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-
-
-def test_the_architecture_page_and_the_readme_print_the_same_swaps(shared):
-    page = (shared / "design" / "architecture.md").read_text()
-    for block in re.findall(r"```diff\n.*?```", page, re.DOTALL):
-        for line in block.splitlines()[1:-1]:
-            assert line in README.splitlines()

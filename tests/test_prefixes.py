@@ -12,6 +12,7 @@ from llma_rag.engine.prefixes import PrefixCache
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from tests.models import VOCAB, character_tokenizer, tiny_model
+from tests.test_losslessness_caches import adapt
 
 CHUNK = 16
 NAMES = ("llama-gqa", "qwen2", "mistral", "gemma", "gemma2")
@@ -102,10 +103,12 @@ def test_weights_that_were_written_to_are_not_mixed_with_old_chunks() -> None:
     assert kept.generate(prompt(50), max_new_tokens=4).stats.cached_prompt_tokens == 0
 
 
-def test_a_model_with_adapters_or_other_memory_is_not_served() -> None:
-    runner = runner_of(tiny_model("gpt2"))
-    assert PrefixCache.serves(runner) == runner.verdict.fast
-    assert not PrefixCache.serves(StepRunner(tiny_model("llama-gqa")))
+def test_a_model_with_adapters_is_not_served() -> None:
+    """They may be switched between two requests, and are no part of a chunk's key."""
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    assert PrefixCache.serves(runner_of(model))
+    adapt(model)
+    assert not PrefixCache.serves(runner_of(model))
 
 
 def test_a_negative_size_is_refused() -> None:

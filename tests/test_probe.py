@@ -20,7 +20,7 @@ from tests.models import VOCAB, character_tokenizer, of_generate
 @pytest.mark.parametrize("family", ATTENTION)
 def test_attention_models_are_exact_on_a_slab(family: str) -> None:
     verdict = probe(model_of(family))
-    assert (verdict.exactness, verdict.memory) == ("exact", "slab")
+    assert (verdict.wide_passes, verdict.memory) == ("exact", "slab")
     assert verdict.trees == (family not in {"bloom", "mpt", "falcon_alibi", "gpt_neo"})
 
 
@@ -28,7 +28,7 @@ def test_attention_models_are_exact_on_a_slab(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_is_not_taken_for_an_error(family: str, dtype: torch.dtype) -> None:
     verdict = probe(build(family, dtype=dtype))
-    assert verdict.exactness == "argmax"
+    assert verdict.wide_passes == "rounded"
     assert str(dtype).removeprefix("torch.") in verdict.reason
 
 
@@ -36,13 +36,13 @@ def test_rounding_is_not_taken_for_an_error(family: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("family", ["mamba", "jamba", "falcon_mamba"])
 def test_passes_over_several_tokens_that_are_wrong_are_found(family, dtype) -> None:
     verdict = probe(build(family, dtype=dtype))
-    assert (verdict.exactness, verdict.memory) == ("off", "own")
+    assert (verdict.wide_passes, verdict.memory) == ("off", "own")
     assert "other logits than single steps" in verdict.reason
 
 
 def test_state_in_the_modules_is_found() -> None:
     verdict = probe(model_of("recurrent_gemma"))
-    assert (verdict.exactness, verdict.memory) == ("off", "none")
+    assert (verdict.wide_passes, verdict.memory) == ("off", "none")
     assert "state" in verdict.reason
 
 
@@ -58,7 +58,7 @@ def test_state_that_rows_share_is_found() -> None:
 
     _Wrapped(model, change)
     verdict = probe(model)
-    assert (verdict.exactness, verdict.memory) == ("off", "none")
+    assert (verdict.wide_passes, verdict.memory) == ("off", "none")
     assert "not in a cache that a request could own" in verdict.reason
 
 
@@ -88,7 +88,7 @@ def test_a_model_that_sees_later_tokens_is_found() -> None:
 
     _Wrapped(model, change)
     verdict = probe(model)
-    assert verdict.exactness == "off"
+    assert verdict.wide_passes == "off"
     assert "other logits" in verdict.reason
 
 
@@ -103,7 +103,7 @@ def test_a_pass_over_several_tokens_that_fails_is_a_reason_and_no_error() -> Non
 
     _Wrapped(model, change)
     verdict = probe(model)
-    assert (verdict.exactness, verdict.memory) == ("off", "own")
+    assert (verdict.wide_passes, verdict.memory) == ("off", "own")
     assert "one token at a time" in verdict.reason
 
 
@@ -121,7 +121,7 @@ def test_logits_that_are_not_finite_are_a_reason() -> None:
     model = build("llama", seed=14)
     model.lm_head.weight.data[3] = float("nan")
     verdict = probe(model)
-    assert verdict.exactness == "off"
+    assert verdict.wide_passes == "off"
     assert "not finite" in verdict.reason
 
 
@@ -173,7 +173,7 @@ def test_a_mask_that_is_ignored_leaves_chains() -> None:
 
     _Wrapped(model, change)
     verdict = probe(model)
-    assert (verdict.exactness, verdict.trees) == ("exact", False)
+    assert (verdict.wide_passes, verdict.trees) == ("exact", False)
 
 
 def test_the_probe_is_run_once_for_each_model_and_dtype(monkeypatch) -> None:
@@ -190,7 +190,7 @@ def test_the_probe_is_run_once_for_each_model_and_dtype(monkeypatch) -> None:
 def test_a_model_that_is_exact_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert runner_of(build("llama", seed=17)).verdict.exactness == "exact"
+        assert runner_of(build("llama", seed=17)).verdict.wide_passes == "exact"
 
 
 def test_the_probe_takes_a_bounded_number_of_passes(monkeypatch) -> None:
@@ -212,7 +212,7 @@ def test_the_probe_takes_a_bounded_number_of_passes(monkeypatch) -> None:
 @pytest.mark.parametrize("positions", [8, 12, 20])
 def test_short_contexts(positions: int) -> None:
     verdict = probe(build("gpt2", n_positions=positions))
-    assert verdict.exactness == ("off" if positions < 12 else "exact")
+    assert verdict.wide_passes == ("off" if positions < 12 else "exact")
 
 
 def test_windows_the_masks_do_not_know_exclude_trees() -> None:

@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llma_rag import ContextOverflowError, Decoder, GenerationRequest
+from llma_rag import ContextOverflowError, Decoder
 from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.result import GenerationRequest
 from tests.models import character_tokenizer, tiny_decoder, tiny_model
 
 PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
@@ -75,6 +77,24 @@ def test_text_is_shown_before_the_next_pass_or_while_it_runs(
     assert events == ("pcpp" + "cp" * 9 + "cc" if asynchronous else "pc" * 12)
     assert text == result.text == whole.text
     assert result.token_ids == whole.token_ids
+
+
+def test_times_count_from_the_request_not_from_its_first_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("llma_rag.task.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    decoder = tiny_decoder("llama-gqa")
+    request = GenerationRequest(prompt=PROMPT, draft=False, options={"max_new_tokens": 1})
+    decoding = decoder.loop.decode(request)
+    now[0] += 5.0  # the worker is busy with others
+    event = next(decoding)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            passes = isinstance(event, Pass)
+            event = decoding.send(decoder.runner.run(event) if passes else None)
+    stats = end.value.value.stats
+    assert (stats.time_to_first_token, stats.total_time) == (5.0, 5.0)
 
 
 def test_text_that_waits_for_a_pass_is_shown_if_it_fails(

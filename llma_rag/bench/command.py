@@ -22,7 +22,6 @@ from llma_rag.bench.shapes import random_model
 from llma_rag.bench.timing import ArmRow, interleave, rows_of
 from llma_rag.bench.traces import TraceTokens, family_folder, load_tokenizer
 from llma_rag.decoder import Decoder
-from llma_rag.engine.bitwise import Exactness
 from llma_rag.engine.calibration import calibrate, measure
 from llma_rag.engine.load import default_device, load
 from llma_rag.engine.prepack import prepacked
@@ -46,7 +45,6 @@ def bench_command(
     prompts: int = 8,
     tokens: int = 128,
     repeats: int = 5,
-    exactness: Exactness | None = None,
     verify: bool = False,
     json_file: Path | None = None,
     plot: Path | None = None,
@@ -65,7 +63,6 @@ def bench_command(
         prompts: First answers of each file.
         tokens: Most tokens of an answer.
         repeats: Times that each arm decodes each prompt.
-        exactness: As `Decoder` takes it.
         verify: Let the model choose its tokens, and compare them; needs real weights to mean much.
         json_file: Where a JSON list with one row per arm is written.
         plot: Where a PNG is written.
@@ -94,7 +91,7 @@ def bench_command(
         kind: Any = PreTrainedTokenizerFast
         words = kind(tokenizer_object=load_tokenizer(folder))
     # Recorded answers are not what this model holds likely: forced runs have nothing to recycle.
-    decoder = Decoder(packed(own), words, exactness=exactness, recycling=verify)
+    decoder = Decoder(packed(own), words, recycling=verify)
     bench = Bench(own, decoder, tokens, forced=not verify)
     try:
         rows = _timed(bench, names, loaded, repeats)
@@ -153,7 +150,7 @@ def _timed(
 def run_facts(
     model: str, bench: Bench, traces: Sequence[TraceTokens], dtype: str, repeats: int
 ) -> dict[str, Any]:
-    """Return what a run's figures hang on, and what wider passes cost there."""
+    """Return what a run's figures depend on, and what wider passes cost there."""
     decoder = bench.decoder
     device = decoder.model.device
     on_gpu = device.type == "cuda"

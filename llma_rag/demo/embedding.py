@@ -30,19 +30,14 @@ class HashingEmbedding:
     normalised, so that the inner product of two embeddings is their cosine.
     """
 
-    def __init__(self, texts: Iterable[str] = (), dimensions: int = DIMENSIONS) -> None:
+    dimensions = DIMENSIONS
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         """Learn how rare features are.
 
         Args:
             texts: The texts that will be searched; none gives every feature the same weight.
-            dimensions: Length of an embedding, at least 1.
-
-        Raises:
-            ValueError: If `dimensions` is less than 1.
         """
-        if dimensions < 1:
-            raise ValueError(f"`dimensions` must be at least 1, got {dimensions}.")
-        self.dimensions = dimensions
         seen: Counter[str] = Counter()
         count = 0
         for text in texts:

@@ -68,13 +68,13 @@ class Demo:
         sources: Tells which document a reference comes from.
     """
 
-    def __init__(self, model: Path = MODEL, documents: Path = DOCUMENTS) -> None:
+    def __init__(self, model: Path = MODEL) -> None:
         """Load the model in 32-bit precision, index the documents and warm up.
 
         Raises:
             OSError: If model or documents cannot be read.
         """
-        self.passages: Sequence[Passage] = read_folder(documents)
+        self.passages: Sequence[Passage] = read_folder(DOCUMENTS)
         self.sources = Sources(self.passages)
         self._decoder = RecordingDecoder(Decoder.shared(model, dtype="float32"))
         self._pipelines: dict[str, Ask] = {

@@ -1,12 +1,10 @@
 """Run the demo for a person: answers as they are written, what they cost, whether they agree."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from llma_rag.demo import MODEL
 from llma_rag.demo.running import Demo, Row
 from llma_rag.demo.sources import SourcedSpan
 from llma_rag.demo.terminal import AnswerView, Palette, cost_line, inert, legend
@@ -28,10 +26,10 @@ class Show:
         self._framework = ""
         self._view: AnswerView | None = None
 
-    def run(self, model: Path = MODEL) -> list[Row]:
+    def run(self) -> list[Row]:
         """Run the whole demo and return its rows."""
         self.console.print("Indexing the documents and loading the model.", style="dim")
-        demo = Demo(model)
+        demo = Demo()
         documents = {passage.source for passage in demo.passages}
         self.console.print(
             f"{len(documents)} documents, {len(demo.passages)} passages in FAISS.", style="dim"

@@ -1,11 +1,13 @@
 """Say which document a copied span comes from."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llma_rag.demo.passages import Passage
-from llma_rag.demo.recording import RecordedStream
 from llma_rag.reference import Reference
+
+if TYPE_CHECKING:
+    from llma_rag.demo.recording import RecordedStream
 
 MIN_WORDS = 3
 """Shorter runs are coincidences more often than copies."""
@@ -30,7 +32,7 @@ class Sources:
         text = reference.text if isinstance(reference, Reference) else reference
         return self._names.get(text)
 
-    def spans(self, answer: str, call: RecordedStream) -> list[SourcedSpan]:
+    def spans(self, answer: str, call: "RecordedStream") -> list[SourcedSpan]:
         """Return what of an answer was copied from which document, in the answer's coordinates.
 
         Args:

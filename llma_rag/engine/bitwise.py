@@ -12,8 +12,7 @@ from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.compiled_step import CompiledStep, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.fused import FusedStep, can_fuse
-from llma_rag.engine.load import context_length
-from llma_rag.engine.rope import UNBOUNDED
+from llma_rag.engine.load import most_positions
 from llma_rag.engine.step import Pass, StepRunner
 
 FAR = 1200
@@ -62,7 +61,7 @@ def is_bitwise(runner: StepRunner) -> bool:
     fixed = runner.fixed
     if fixed is None or not runner.can_fix:
         return False
-    room = context_length(runner.model.config) or UNBOUNDED
+    room = most_positions(runner.model.config)
     count = 2 * fixed.width
     prompt = min(fixed.bucket, room - count) - fixed.width
     if prompt < 1:
@@ -75,9 +74,9 @@ def is_bitwise(runner: StepRunner) -> bool:
     )
 
 
-def fixed_widths(model: PreTrainedModel) -> tuple[int, ...]:
-    """Return the widths to try: wide where rows are nearly free, narrow where each one costs."""
-    return (16,) if model.device.type == "cuda" else (8,)
+def fixed_width(model: PreTrainedModel) -> int:
+    """Return the rows of all steps: many where they are nearly free, few where each one costs."""
+    return 16 if model.device.type == "cuda" else 8
 
 
 def _logits(
@@ -118,22 +117,22 @@ def _tokens(model: PreTrainedModel, count: int) -> list[int]:
 
 
 def bitwise_runner(runner: StepRunner) -> StepRunner | None:
-    """Return a runner of a fixed shape that the self-test grants, the widest; None if none is.
+    """Return a runner of a fixed shape that the self-test grants; None if none is.
 
     On CUDA steps captured in graphs are tried first, then the same without.
     """
-    for width in fixed_widths(runner.model):
-        for captured in _ways(runner, width):
-            fixed = StepRunner(runner.model, runner.verdict, FixedShape(width), captured)
-            try:
-                granted = is_bitwise(fixed) and (captured is None or agrees(runner, fixed))
-            except Exception as error:
-                if captured is None:
-                    raise
-                warnings.warn(f"Steps are not captured: {error!r}", stacklevel=2)
-                granted = False
-            if granted:
-                return fixed
+    width = fixed_width(runner.model)
+    for captured in _ways(runner, width):
+        fixed = StepRunner(runner.model, runner.verdict, FixedShape(width), captured)
+        try:
+            granted = is_bitwise(fixed) and (captured is None or agrees(runner, fixed))
+        except Exception as error:
+            if captured is None:
+                raise
+            warnings.warn(f"Steps are not captured: {error!r}", stacklevel=2)
+            granted = False
+        if granted:
+            return fixed
     return None
 
 
@@ -153,7 +152,7 @@ def agrees(runner: StepRunner, fixed: StepRunner) -> bool:
 
     Behind few tokens, and behind so many that attention goes over several pieces and turns.
     """
-    room = context_length(runner.model.config) or UNBOUNDED
+    room = most_positions(runner.model.config)
     return all(_agree(runner, fixed, min(prompt, room - 16)) for prompt in (16, FAR))
 
 

@@ -16,12 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from llma_rag.costs import CostCurve
-from llma_rag.engine.load import context_length
+from llma_rag.engine.load import most_positions
 from llma_rag.engine.machine import processor
 from llma_rag.engine.memory import SlabMemory
 from llma_rag.engine.prepack import PrepackedLinear
 from llma_rag.engine.progress import progress
-from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner
 from llma_rag.folders import cache_folder
 
@@ -121,7 +120,7 @@ class _Timer:
 
 def _measure(timer: _Timer) -> Calibration:
     runner = timer.runner
-    most = min(context_length(runner.model.config) or UNBOUNDED, max(CONTEXTS) + 2 * max(WIDTHS))
+    most = min(most_positions(runner.model.config), max(CONTEXTS) + 2 * max(WIDTHS))
     contexts = [one for one in CONTEXTS if one + max(WIDTHS) < most] or [1]
     deadline = time.perf_counter() + SECONDS / len(contexts)
     found: dict[int, Mapping[int, float]] = {}

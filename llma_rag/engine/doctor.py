@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from llma_rag.engine.load import LoadOptions, context_length, load
+from llma_rag.engine.load import context_length, load
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.probe import probe
 from llma_rag.engine.step import Pass, StepRunner
@@ -47,11 +47,11 @@ class Diagnosis:
         return EXIT_CODES[self.status]
 
 
-def diagnose(name: str, options: LoadOptions | None = None) -> Diagnosis:
+def diagnose(name: str) -> Diagnosis:
     """Load a model, probe it, and say what was found; an error of the model is a finding too."""
     facts = _environment()
     try:
-        model, _ = load(name, options or {})
+        model, _ = load(name, {})
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         return Diagnosis("unusable", f"The model could not be loaded: {_line(error)}", facts)
     return examine(model, facts)
@@ -69,7 +69,7 @@ def examine(
     facts |= _description(model, runner)
     verdict = probe(model)
     facts |= {
-        "exactness": verdict.exactness,
+        "wide_passes": verdict.wide_passes,
         "reason": verdict.reason,
         "memory": _MEMORY[verdict.memory],
         "trees": verdict.trees,
@@ -77,13 +77,13 @@ def examine(
     broken = _what_is_broken(StepRunner(model, verdict))
     if broken:
         return Diagnosis("unusable", broken, facts)
-    if verdict.exactness == "off":
+    if verdict.wide_passes == "off":
         advice = (
             "Answers are right but not faster: this model is decoded plainly; choose a model "
             "with attention layers, or a newer transformers, to profit from references."
         )
         return Diagnosis("degraded", advice, facts)
-    if verdict.exactness == "argmax":
+    if verdict.wide_passes == "rounded":
         advice = (
             f"Safe: drafts are verified up to the rounding of {facts['dtype']}, in which a near "
             "tie may fall otherwise than in single steps; load in float32 where that matters."

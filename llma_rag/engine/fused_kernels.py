@@ -9,7 +9,7 @@ first weights into the L2 cache, then waits for its inputs. What stands between 
 where one of them ends: norms, rotation, the write into the slab, the activation, the residual.
 
 Products are transposed, [weights' rows, step's rows], and a step's rows never mix, so that a row's
-bits do not hang on the others.
+bits do not depend on the others.
 """
 
 import triton

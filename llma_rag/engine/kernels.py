@@ -3,7 +3,7 @@
 """Verify drafts against a slab of keys and values in Triton; importing it needs Triton.
 
 Split over keys in pieces of fixed size that are joined in ascending order, so that a row's result
-does not hang on the slab's capacity. Lengths, slots and ancestors stay on the device: a captured
+does not depend on the slab's capacity. Lengths, slots and ancestors stay on the device: a captured
 graph reads them anew at every replay.
 """
 

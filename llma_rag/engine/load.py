@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from llma_rag.engine.prepack import can_multiply, prepack_in_place
+from llma_rag.engine.rope import UNBOUNDED
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ def context_length(config: PretrainedConfig) -> int | None:
     text = config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return int(limit * _stretch(text)) if limit else None
+
+
+def most_positions(config: PretrainedConfig) -> int:
+    """Return `context_length`, or `UNBOUNDED` where there is no limit."""
+    return context_length(config) or UNBOUNDED
 
 
 def _stretch(config: PretrainedConfig) -> float:

@@ -35,10 +35,10 @@ class PrefixCache:
 
     @staticmethod
     def serves(runner: StepRunner) -> bool:
-        """Return whether a prompt's keys and values hang on nothing but its tokens here.
+        """Return whether a prompt's keys and values depend on nothing but its tokens here.
 
         False where the model keeps other state, where adapters may be switched, and where rotary
-        embeddings hang on the length of the whole.
+        embeddings depend on the length of the whole.
         """
         verdict = runner.verdict
         return verdict.memory == "slab" and verdict.fast and runner.rope.switch is None

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from llma_rag.engine.cache import supports_slab
 from llma_rag.engine.fast import can_be_fast, fast_view
-from llma_rag.engine.load import context_length
+from llma_rag.engine.load import most_positions
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
@@ -58,7 +58,7 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
     known = _verdicts.setdefault(model, {})
     if key not in known:
         known[key] = probe(model)
-        if known[key].exactness == "off":
+        if known[key].wide_passes == "off":
             warnings.warn(
                 f"References do not speed up {type(model).__name__}: {known[key].reason} It is "
                 "decoded as without references, one token per forward pass.",
@@ -69,7 +69,7 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
 
 
 def picture(model: PreTrainedModel) -> tuple[object, ...]:
-    """Return what a verdict and a runner hang on; it is another one once the model was changed.
+    """Return what a verdict and a runner depend on; it is another one once the model was changed.
 
     Values of weights do not count, modules, their devices and the size of the vocabulary do, and
     on CUDA hooks and where weights lie, as graphs know nothing of others.
@@ -172,13 +172,13 @@ def _verdict(model: PreTrainedModel, memory: MemoryKind, steps: _Steps) -> Verdi
     if not steps.exact:
         kind = str(model.dtype).removeprefix("torch.")
         reason = f"{what}, as near as {kind} rounds; near ties may be decided otherwise."
-        return Verdict("argmax", reason, memory, trees)
+        return Verdict("rounded", reason, memory, trees)
     return Verdict("exact", f"{what}.", memory, trees)
 
 
 def _tokens(model: PreTrainedModel) -> list[int]:
     rope = StepRunner(model).rope
-    room = min(context_length(model.config) or UNBOUNDED, rope.switch or UNBOUNDED, PROBED_TOKENS)
+    room = min(most_positions(model.config), rope.switch or UNBOUNDED, PROBED_TOKENS)
     if room < FEWEST_TOKENS:
         raise _WrongError(f"Its context of {room} tokens is too short to probe it.")
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)

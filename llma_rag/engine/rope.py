@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 UNBOUNDED = 1 << 30
-"""A draft limit where there is none."""
+"""A limit of tokens where there is none."""
 
 _DEPENDENT = ("dynamic", "longrope")
 

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from llma_rag.engine.captured import CapturedSteps
 from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.load import context_length
+from llma_rag.engine.load import most_positions
 from llma_rag.engine.masks import attention_for_tree, knows_layers
 from llma_rag.engine.memory import Memory, SlabMemory, forward_parameters, memory_of
 from llma_rag.engine.outcome import Outcome
-from llma_rag.engine.rope import UNBOUNDED, LengthDependentRope
+from llma_rag.engine.rope import LengthDependentRope
 from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
 
@@ -102,7 +102,7 @@ class StepRunner:
         self.captured = captured
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
-        self._most_positions = context_length(model.config) or UNBOUNDED
+        self._most_positions = most_positions(model.config)
         self._parameters = forward_parameters(model)
 
     @property
@@ -141,7 +141,7 @@ class StepRunner:
 
     def draft_limit(self, row: Row) -> int:
         """Return how many tokens may be drafted behind the row's next one; 0 decodes plainly."""
-        if self.verdict.exactness == "off" or len(row.owed) > MAX_OWED:
+        if self.verdict.wide_passes == "off" or len(row.owed) > MAX_OWED:
             return 0
         room = min(self._most_positions - 1 - row.length, self.rope.draft_limit(row.length))
         if self.fixed is not None:

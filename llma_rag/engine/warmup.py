@@ -1,8 +1,7 @@
 """Do at load what the first request would have to wait for."""
 
-from llma_rag.engine.load import context_length
+from llma_rag.engine.load import most_positions
 from llma_rag.engine.progress import progress
-from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, StepRunner
 
 CAPACITY = 4096
@@ -16,7 +15,7 @@ def capture(runner: StepRunner, capacity: int = CAPACITY) -> None:
     """
     if runner.captured is None:
         return
-    room = min(capacity, context_length(runner.model.config) or UNBOUNDED)
+    room = min(capacity, most_positions(runner.model.config))
     with progress("Capturing steps", "step", total=2) as bar:
         row = runner.open_row(room)
         for _ in range(2):  # the prompt, then the step behind it

@@ -1,8 +1,6 @@
 """Take over what Hugging Face classes have loaded and what they were told."""
 
-import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import llma_rag
 from langchain_llma.options import fields_of_pipeline
@@ -10,9 +8,6 @@ from langchain_llma.options import fields_of_pipeline
 if TYPE_CHECKING:
     from llma_rag import Decoder
 
-_decoders: "WeakValueDictionary[tuple[int, int], Decoder]" = WeakValueDictionary()
-"""Under the identities of model and tokenizer, which live at least as long as their decoder."""
-_lock = threading.Lock()
 _CHAT_FIELDS = ("temperature", "top_p", "max_tokens", "seed", "stop")
 
 
@@ -36,12 +31,7 @@ def decoder_of(loaded: Any) -> "Decoder":
             "`HuggingFacePipeline` or `ChatHuggingFace` over one."
         )
         raise ValueError(msg)
-    with _lock:
-        key = id(model), id(tokenizer)
-        decoder = _decoders.get(key)
-        if decoder is None:
-            _decoders[key] = decoder = llma_rag.Decoder(model, tokenizer)
-    return decoder
+    return llma_rag.Decoder.shared_over(model, tokenizer)
 
 
 def fields_of(loaded: Any) -> dict[str, Any]:

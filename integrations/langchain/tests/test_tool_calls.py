@@ -28,63 +28,18 @@ CALL = {"name": "search", "arguments": {"query": "x"}}
 JSON = json.dumps(CALL)
 
 
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        (f"<tool_call>{JSON}</tool_call>", ""),
-        (f"<tool_call>\n{JSON}\n</tool_call>", ""),
-        (f"Let me look.\n<tool_call>\n{JSON}\n</tool_call>\n", "Let me look."),
-        (f"<tool_call>{JSON}", ""),
-        (JSON, ""),
-        (f"  {JSON}\n", ""),
-        (f"[{JSON}]", ""),
-        (f"```json\n{JSON}\n```", ""),
-        ('{"name": "search", "parameters": {"query": "x"}}', ""),
-        ('{"name": "search", "arguments": "{\\"query\\": \\"x\\"}"}', ""),
-    ],
-)
-def test_a_call_is_read(text: str, content: str) -> None:
-    answer = read_answer(text, TOOLS)
-    assert answer.content == content
+def test_a_call_is_read() -> None:
+    """In which notations, `tests/test_tool_calls.py` of the core shows."""
+    answer = read_answer(f"Let me look.<tool_call>{JSON}</tool_call>", TOOLS)
+    assert answer.content == "Let me look."
     assert [(call["name"], call["args"]) for call in answer.calls] == [("search", {"query": "x"})]
     assert not answer.invalid
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "plain words",
-        '{"name": "unknown", "arguments": {}}',
-        '{"name": "search", "arguments": {}, "more": 1}',
-        '{"name": ["search"]}',
-        '{"name": "search", "arguments": [1]}',
-        '{"name": "search", "arguments": "{"}',
-        "{}",
-        "[]",
-        "[1, 2]",
-        '"search"',
-        "{broken",
-    ],
-)
-def test_text_stays_text(text: str) -> None:
-    answer = read_answer(text, TOOLS)
-    assert answer.content == text
+def test_a_broken_call_is_reported() -> None:
+    answer = read_answer("<tool_call>{broken</tool_call>", TOOLS)
     assert not answer.calls
-    assert not answer.invalid
-
-
-def test_without_tools_nothing_is_read() -> None:
-    assert read_answer(f"<tool_call>{JSON}</tool_call>", []).calls == ()
-
-
-@pytest.mark.parametrize(
-    "body", ["{broken", "[]", '{"arguments": {}}', '{"name": "a", "arguments": [1]}']
-)
-def test_a_broken_call_is_reported(body: str) -> None:
-    answer = read_answer(f"<tool_call>{body}</tool_call>", TOOLS)
-    assert not answer.calls
-    assert answer.invalid[0]["args"] == body
+    assert answer.invalid[0]["args"] == "{broken"
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])

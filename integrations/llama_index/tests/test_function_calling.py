@@ -12,7 +12,7 @@ from llama_index.core.tools import FunctionTool, QueryEngineTool
 from integrations.llama_index.tests.probes import make_index
 from integrations.llama_index.tests.scripted import ScriptedDecoder
 from llama_index.llms.llma import LLMA, LLMAFunctionCalling
-from llama_index.llms.llma.tool_calls import ToolCall, calls_in, read_calls, shown, with_calls
+from llama_index.llms.llma.tool_calls import ToolCall, calls_in, with_calls
 
 TEMPLATE = (
     "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
@@ -186,35 +186,6 @@ async def test_react_agent_runs_on_llma():
     )
     agent = ReActAgent(tools=[TOOL], llm=llm)
     assert str(await agent.run("2 + 3?", memory=ChatMemoryBuffer.from_defaults())) == "five"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"name": "add", "parameters": {"a": 1}}', [{"a": 1}]),
-        ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]', [{"a": 1}]),
-        (
-            '[{"name": "add", "arguments": {}}, {"name": "add", "arguments": {"b": 2}}]',
-            [{}, {"b": 2}],
-        ),
-        ('<tool_call>{"name": "add", "arguments": {"a": 1}}', [{"a": 1}]),
-        ('<tool_call>{"name": "add", "arguments": "no"}</tool_call>', []),
-        ('<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', []),
-        ("<tool_call>broken{</tool_call>", []),
-        ("plain text", []),
-        ("7", []),
-        ("", []),
-    ],
-)
-def test_read_calls(text, expected):
-    assert [call.arguments for call in read_calls(text, {"add"})] == expected
-
-
-def test_what_is_shown_only_grows():
-    """A chunk's delta is the difference of two of them."""
-    text = f"Let me < look <tool> here.{ADD} after"
-    for size in range(len(text)):
-        assert shown(text[: size + 1]).startswith(shown(text[:size]))
 
 
 def test_calls_survive_this_version_of_the_framework():

@@ -14,7 +14,7 @@ from llama_index.llms.llma import prompts, responses, tool_calls
 from llama_index.llms.llma.base import LLMA
 from llama_index.llms.llma.calls import Call, Respond
 from llama_index.llms.llma.responses import Finished
-from llma_rag import closed_schema, tool_call_schema
+from llma_rag import closed_schema, read_tool_calls, text_before_calls, tool_call_schema
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
@@ -159,12 +159,16 @@ def _respond(
     known: frozenset[str], text: str, delta: str | None, finished: Finished | None
 ) -> ChatResponse:
     """Return a response whose tool calls are blocks; a stream holds their notation back."""
-    calls = tool_calls.read_calls(text, known) if finished else []
-    seen = tool_calls.shown(text)
-    visible = text if finished and not calls else seen.rstrip() if calls else seen
+    written = read_tool_calls(text, known).calls if finished else ()
+    calls = [
+        tool_calls.ToolCall(f"call_{number}", *call)
+        for number, call in enumerate(written)
+        if call.name in known
+    ]
+    visible = text if finished and not calls else text_before_calls(text)
     if delta is not None:
         sent = text if finished else text[: len(text) - len(delta)]
-        delta = visible[len(tool_calls.shown(sent)) :]
+        delta = visible[len(text_before_calls(sent)) :]
     response = responses.chat_response(visible, delta, finished)
     if calls:
         response.message = tool_calls.with_calls(response.message, calls)

@@ -1,10 +1,8 @@
 """Make the decoder that HuggingFaceLLM's constructor arguments describe."""
 
-import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
-from weakref import WeakValueDictionary
 
 from llma_rag import Decoder
 
@@ -29,7 +27,7 @@ def make_decoder(
 ) -> Decoder:
     """Return the decoder of given objects, or the shared one of a name; it loads nothing twice."""
     if model is not None:
-        return _decoder_of(model, tokenizer or _load_tokenizer(tokenizer_name or _name(model)))
+        return Decoder.shared_over(model, tokenizer or _load_tokenizer(tokenizer_name or _name(model)))
     if not model_name:
         raise ValueError(
             "`model_name` or `model` must be given: a folder, the name of a model on the Hugging "
@@ -47,7 +45,7 @@ def make_decoder(
     decoder = Decoder.shared(
         model_name, model_kwargs=arguments, tokenizer_kwargs=dict(tokenizer_kwargs), **named
     )
-    return decoder if tokenizer is None else _decoder_of(decoder.model, tokenizer)
+    return decoder if tokenizer is None else Decoder.shared_over(decoder.model, tokenizer)
 
 
 def model_name_of(model: Any) -> str:
@@ -57,23 +55,6 @@ def model_name_of(model: Any) -> str:
 
 def _name(model: Any) -> str:
     return str(getattr(model, "name_or_path", "") or "")
-
-
-_decoders: WeakValueDictionary[tuple[int, int], Decoder] = WeakValueDictionary()
-_lock = threading.Lock()
-
-
-def _decoder_of(model: Any, tokenizer: Any) -> Decoder:
-    """Return the one decoder of given objects: a model has one owner.
-
-    A decoder keeps its objects alive, so that their ids stay theirs while it lives.
-    """
-    with _lock:
-        key = (id(model), id(tokenizer))
-        decoder = _decoders.get(key)
-        if decoder is None:
-            decoder = _decoders[key] = Decoder(model, tokenizer)
-        return decoder
 
 
 def _load_tokenizer(name: str) -> Any:

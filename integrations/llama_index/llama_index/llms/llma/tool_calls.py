@@ -1,8 +1,7 @@
 """Write tools and their results into a chat template, and read a model's tool calls."""
 
 import json
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llama_index.core.base.llms import types
@@ -12,10 +11,6 @@ from llama_index.llms.llma.prompts import text_of_message
 
 ToolCallBlock: Any = getattr(types, "ToolCallBlock", None)
 """A tool call inside a message; llama-index-core 0.13 keeps it in `additional_kwargs`."""
-
-_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
-_OPENING = "<tool_call>"
-_MISTRAL = "[TOOL_CALLS]"
 
 
 class ToolCall(NamedTuple):
@@ -46,53 +41,6 @@ def _turn(message: ChatMessage) -> dict[str, Any]:
     if "tool_call_id" in message.additional_kwargs:
         turn["tool_call_id"] = message.additional_kwargs["tool_call_id"]
     return turn
-
-
-def read_calls(text: str, known: Collection[str]) -> list[ToolCall]:
-    """Return the calls of known tools in an answer, in any of the three common notations.
-
-    Tagged (`<tool_call>{...}</tool_call>`), a list after `[TOOL_CALLS]`, or nothing but JSON.
-
-    >>> read_calls('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>', {"add"})
-    [ToolCall(id='call_0', name='add', arguments={'a': 1})]
-    """
-    written = _TAGGED.findall(text) or [text.strip().removeprefix(_MISTRAL)]
-    found = [entry for part in written for entry in _entries(part)]
-    calls = [
-        (entry["name"], entry.get("arguments", entry.get("parameters")))
-        for entry in found
-        if entry.get("name") in known
-    ]
-    return [
-        ToolCall(f"call_{i}", name, arguments)
-        for i, (name, arguments) in enumerate(calls)
-        if isinstance(arguments, dict)
-    ]
-
-
-def _entries(text: str) -> list[dict[str, Any]]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return []
-    values = value if isinstance(value, list) else [value]
-    return [entry for entry in values if isinstance(entry, dict)]
-
-
-def shown(text: str) -> str:
-    """Return what a reader may see of an answer that may be, or end in, a tool call.
-
-    >>> shown("Let me look.<tool_call>{"), shown("Let me <tool"), shown('{"name"')
-    ('Let me look.', 'Let me ', '')
-    """
-    if text.lstrip()[:1] in ("{", "["):
-        return ""
-    before, tag, _ = text.partition(_OPENING)
-    if tag:
-        return before
-    kept = range(min(len(_OPENING), len(text)), 0, -1)
-    held = next((size for size in kept if _OPENING.startswith(text[-size:])), 0)
-    return text[: len(text) - held]
 
 
 def with_calls(message: ChatMessage, calls: Sequence[ToolCall]) -> ChatMessage:
