@@ -153,7 +153,7 @@ def step_seconds(runner: StepRunner) -> float:
 
 def kernel_error(device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> float:
     """Return the largest difference of the Triton kernel's outcome to attention in float64."""
-    from llma_rag.engine.kernels import verify
+    from llma_rag.engine.cuda.attention_kernel import verify
 
     source = torch.Generator().manual_seed(0)
     width, start, heads, kv_heads, dim = 16, 700, 8, 2, 64

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,32 @@ def write(
         packages: Further packages whose versions count.
         commit: Where there is no repository to ask.
     """
-    measured = {
+    measured = {**measured_on(packages, commit), "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(measured, indent=1, ensure_ascii=False)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def measured_on(packages: Sequence[str] = (), commit: str | None = None) -> dict[str, Any]:
+    """Return what something is measured on: machine, date, commit and versions."""
+    return {
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "date": date.today().isoformat(),
         "commit": commit or _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
+            **{package: _version(package) for package in PACKAGES},
             "llma-rag": llma_rag.__version__,
-            **{package: version(package) for package in packages},
+            **{package: _version(package) for package in packages},
         },
-        "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(measured, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str:

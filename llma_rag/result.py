@@ -129,8 +129,8 @@ class CopiedSpan:
 class DecodingStats:
     """What one answer cost; counts are stored, rates are derived.
 
-    Times are seconds since the request was made, waiting included. A reference is *skipped* when it holds no usable text and *truncated* when
-    only its first tokens were indexed.
+    Times are seconds since the request was made, waiting included. A reference is *skipped* when it
+    holds no usable text and *truncated* when only its first tokens were indexed.
     """
 
     prompt_tokens: int = 0

@@ -9,9 +9,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
+from llma_rag.engine.cpu.threads import release_idle_threads
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass
-from llma_rag.engine.threads import release_idle_threads
 from llma_rag.result import GenerationChunk, GenerationResult
 
 MAX_ACTIVE = 8

@@ -13,6 +13,6 @@ _machine, _features = platform.machine, CONFIG.CPU_FEATURES
 platform.machine = lambda: os.environ["LLMA_RAG_MACHINE"]
 CONFIG.CPU_FEATURES = os.environ["LLMA_RAG_FEATURES"]
 
-import llma_rag.engine.vectors  # noqa: E402, F401  # it decides what kernels are written for
+import llma_rag.engine.cpu.vectors  # noqa: E402, F401  # it decides what kernels are written for
 
 platform.machine, CONFIG.CPU_FEATURES = _machine, _features

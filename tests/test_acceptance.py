@@ -35,8 +35,7 @@ def learn(model, evidence, lean, accepted):
 def test_the_shipped_prior_trusts_long_matches():
     model, lean = AcceptanceModel.shipped(), Lean()
     found = [
-        chance_of(model, copy_evidence(length, FAR, 0, REFERENCE), lean)
-        for length in (2, 4, 8, 32)
+        chance_of(model, copy_evidence(length, FAR, 0, REFERENCE), lean) for length in (2, 4, 8, 32)
     ]
     assert found == sorted(found)
     assert 0.1 < found[0] < 0.8 < found[-1]

@@ -18,7 +18,7 @@ from llma_rag.bench.timing import interleave, ratio_of, rows_of
 from llma_rag.bench.traces import Trace, TraceTokens
 from llma_rag.bench.workloads import misleading, without_overlap
 from llma_rag.engine.calibration import Calibration
-from llma_rag.engine.half_product import can_keep
+from llma_rag.engine.cpu.half_product import can_keep
 from tests.models import CONFIGS, character_tokenizer, tiny_model
 
 TEXT = "the red fox ran over the hill and the grey wolf ran after the red fox"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from llma_rag.engine import bitwise, compiled_step
+from llma_rag.engine import bitwise
 from llma_rag.engine.bitwise import bitwise_runner, is_bitwise
+from llma_rag.engine.cuda import compiled_step
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.outcome import Outcome

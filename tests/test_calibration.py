@@ -10,11 +10,11 @@ import torch
 from llma_rag.costs import CostCurve
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import SWITCH, Calibration, calibrate, measure
-from llma_rag.engine.half_product import can_keep
+from llma_rag.engine.cpu.half_product import can_keep
+from llma_rag.engine.cpu.onednn_product import can_prepack
+from llma_rag.engine.cpu.prepack import prepack_in_place
 from llma_rag.engine.machine import is_intel, processor
-from llma_rag.engine.onednn_product import can_prepack
 from llma_rag.engine.outcome import Outcome
-from llma_rag.engine.prepack import prepack_in_place
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.folders import cache_folder
 from tests.models import tiny_model

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llma_rag import Decoder
 from llma_rag.engine.bitwise import is_bitwise
-from llma_rag.engine.fused import FusedStep
+from llma_rag.engine.cuda.fused_step import FusedStep
 from tests.models import character_tokenizer
 
 pytestmark = [

@@ -7,7 +7,7 @@ import pytest
 from llma_rag import Decoder
 from llma_rag.engine import bitwise, calibration
 from llma_rag.engine.calibration import SWITCH
-from llma_rag.engine.prepack import PrepackedLinear, can_multiply
+from llma_rag.engine.cpu.prepack import PrepackedLinear, can_multiply
 from tests.models import VOCAB, character_tokenizer, tiny_model
 
 PROMPTS = [[0, *[4 + (seed * 7 + n * n) % (VOCAB - 4) for n in range(12)] * 2] for seed in range(4)]

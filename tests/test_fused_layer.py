@@ -14,13 +14,13 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from llma_rag.engine import fused_layer
 from llma_rag.engine.cache import SlabCache
+from llma_rag.engine.cpu import fused_layer
+from llma_rag.engine.cpu.fused_layer import KINDS, FusedLayer, can_fuse_layer
+from llma_rag.engine.cpu.half_product import can_keep
+from llma_rag.engine.cpu.layer_kernels import gate, normalise, rotate_and_store
+from llma_rag.engine.cpu.prepack import prepack_in_place
 from llma_rag.engine.fast import fast_view
-from llma_rag.engine.fused_layer import KINDS, FusedLayer, can_fuse_layer
-from llma_rag.engine.half_product import can_keep
-from llma_rag.engine.layer_kernels import gate, normalise, turn_and_keep
-from llma_rag.engine.prepack import prepack_in_place
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass
 from llma_rag.engine.twin import twin
@@ -72,21 +72,21 @@ def test_gates_are_those_of_transformers(dtype, rows: int) -> None:
 
 @pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("rows", [1, 5])
-def test_turned_queries_and_keys_have_the_bits_of_transformers(dtype, rows: int) -> None:
+def test_rotated_queries_and_keys_have_the_bits_of_transformers(dtype, rows: int) -> None:
     heads, kv_heads, dim, start, room = 4, 2, 16, 3, 9
     projected = _numbers(1, rows, heads + 2 * kv_heads, dim, dtype=dtype)
     queries, keys, values = projected.split([heads, kv_heads, kv_heads], dim=2)
     cos, sin = (_numbers(1, rows, dim, dtype=dtype, seed=seed) for seed in (5, 6))
     slabs = [torch.full((kv_heads, room, dim), 7.0, dtype=dtype) for _ in "kv"]
-    turned = torch.empty((heads, rows, dim), dtype=dtype)
+    rotated = torch.empty((heads, rows, dim), dtype=dtype)
     stride = projected.stride(1)
-    turn_and_keep(
+    rotate_and_store(
         KINDS[dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
-        cos.data_ptr(), sin.data_ptr(), turned.data_ptr(), *(slab.data_ptr() for slab in slabs),
+        cos.data_ptr(), sin.data_ptr(), rotated.data_ptr(), *(slab.data_ptr() for slab in slabs),
         rows, stride, stride, heads, kv_heads, dim, start, room,
     )  # fmt: skip
     query, key = apply_rotary_pos_emb(queries.transpose(1, 2), keys.transpose(1, 2), cos, sin)
-    assert torch.equal(turned, query[0])
+    assert torch.equal(rotated, query[0])
     for slab, kept in zip(slabs, (key, values.transpose(1, 2)), strict=True):
         assert torch.equal(slab[:, start : start + rows], kept[0])
         assert (slab[:, :start] == 7).all()

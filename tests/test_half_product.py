@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llma_rag.engine import half_product
-from llma_rag.engine.half_product import (
+from llma_rag.engine.cpu import half_product
+from llma_rag.engine.cpu.half_product import (
     HALVES,
     LINE,
     HalfProduct,
@@ -24,8 +24,8 @@ from llma_rag.engine.half_product import (
     kept_dtype,
     multiply_rows,
 )
-from llma_rag.engine.threads import _function, run_in_parallel
-from llma_rag.engine.vectors import LANES, TILE, _tile_for
+from llma_rag.engine.cpu.threads import _function, run_in_parallel
+from llma_rag.engine.cpu.vectors import LANES, TILE, _tile_for
 
 needs_kernel = pytest.mark.skipif(
     not can_keep(torch.bfloat16), reason="the kernel does not run here"
@@ -355,7 +355,7 @@ def test_vectors_are_as_wide_as_asked_for() -> None:
 def test_a_function_runs_once_in_each_of_as_many_threads_as_torch_uses() -> None:
     import numba
 
-    from llma_rag.engine.vectors import take
+    from llma_rag.engine.cpu.vectors import take
 
     @numba.cfunc(numba.types.void(numba.types.int64))
     def count(address: int) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from llma_rag.engine import load as loading
-from llma_rag.engine.half_product import can_keep
+from llma_rag.engine.cpu.half_product import can_keep
+from llma_rag.engine.cpu.onednn_product import OneDnnProduct
+from llma_rag.engine.cpu.prepack import prepack_in_place
 from llma_rag.engine.load import load
-from llma_rag.engine.onednn_product import OneDnnProduct
-from llma_rag.engine.prepack import prepack_in_place
 from tests.models import character_tokenizer, tiny_model
 
 Save = Callable[[torch.dtype], Path]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from llma_rag.engine import onednn_product, prepack
-from llma_rag.engine.half_product import HalfProduct, can_keep
-from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack
-from llma_rag.engine.prepack import PrepackedLinear, prepack_in_place, prepacked, product_of
+from llma_rag.engine.cpu import onednn_product, prepack
+from llma_rag.engine.cpu.half_product import HalfProduct, can_keep
+from llma_rag.engine.cpu.onednn_product import OneDnnProduct, can_prepack
+from llma_rag.engine.cpu.prepack import PrepackedLinear, prepack_in_place, prepacked, product_of
 from llma_rag.engine.twin import twin
 from tests.models import VOCAB, greedy, tiny_model
 

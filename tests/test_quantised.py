@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from llma_rag import Decoder, decoder
 from llma_rag.engine import calibration
 from llma_rag.engine.calibration import Calibration
-from llma_rag.engine.prepack import PrepackedLinear
+from llma_rag.engine.cpu.prepack import PrepackedLinear
 from llma_rag.engine.step import StepRunner
 from tests.models import character_tokenizer, tiny_model
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from llma_rag.engine import shared_linear as module
+from llma_rag.engine.cpu import shared_linear as module
+from llma_rag.engine.cpu.half_product import HALVES, LINE, HalfProduct, can_keep, multiply_rows
+from llma_rag.engine.cpu.shared_linear import SharedLinear, can_share, shared_linear
 from llma_rag.engine.fast import fast_view
-from llma_rag.engine.half_product import HALVES, LINE, HalfProduct, can_keep, multiply_rows
-from llma_rag.engine.shared_linear import SharedLinear, can_share, shared_linear
 from llma_rag.engine.step import Pass, StepRunner
 from tests.models import VOCAB, tiny_model
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llma_rag.engine.attention import packed_attention
-from llma_rag.engine.half_product import can_keep
-from llma_rag.engine.slab_attention import MOST_ROWS, attend, can_attend
+from llma_rag.engine.cpu.half_product import can_keep
+from llma_rag.engine.cpu.slab_attention import MOST_ROWS, attend, can_attend
 
 pytestmark = pytest.mark.skipif(not can_keep(torch.bfloat16), reason="the kernel does not run here")
 SCALE = 0.125

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from llma_rag import worker
-from llma_rag.engine.threads import _function
+from llma_rag.engine.cpu.threads import _function
 from tests.models import tiny_decoder
 
 TASKS = Path("/proc/self/task")
 COUNT = """
 import os, torch
-from llma_rag.engine.threads import release_idle_threads
+from llma_rag.engine.cpu.threads import release_idle_threads
 def threads():
     return len(os.listdir("/proc/self/task"))
 torch.set_num_threads(3)

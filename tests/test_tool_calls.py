@@ -1,5 +1,6 @@
 """Tool calls in a model's text: read in every common notation, and never shown half."""
 
+import itertools
 import json
 
 import pytest
@@ -89,6 +90,6 @@ def test_a_broken_call_is_reported(body):
 def test_what_is_shown_only_grows_and_stays(text):
     """A stream shows it as it grows, and cannot take it back."""
     shown = [text_before_calls(text[:size]) for size in range(len(text) + 1)]
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in itertools.pairwise(shown):
         assert after.startswith(before)
     assert read_tool_calls(text, {"add"}).content.startswith(shown[-1])

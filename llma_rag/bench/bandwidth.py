@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from llma_rag.bench.timing import ArmRow
 from llma_rag.engine.cache import layer_count
-from llma_rag.engine.prepack import PrepackedLinear
+from llma_rag.engine.cpu.prepack import PrepackedLinear
+from llma_rag.engine.families import head_dim
 
 BLOCK, TIMES = {"cpu": 1 << 28, "cuda": 1 << 30}, 5
 """Bytes of a block by device, and how often it is copied and read; the quickest time counts."""
@@ -62,8 +63,7 @@ def share(row: ArmRow, run: Mapping[str, Any]) -> float:
 def _kv_bytes(model: PreTrainedModel) -> int:
     text = model.config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * layer_count(model.config) * heads * size * model.dtype.itemsize)
+    return int(2 * layer_count(model.config) * heads * head_dim(text) * model.dtype.itemsize)
 
 
 def _memory_rate(device: torch.device) -> float:

@@ -23,8 +23,8 @@ from llma_rag.bench.timing import ArmRow, interleave, rows_of
 from llma_rag.bench.traces import TraceTokens, family_folder, load_tokenizer
 from llma_rag.decoder import Decoder
 from llma_rag.engine.calibration import calibrate, measure
+from llma_rag.engine.cpu.prepack import prepacked
 from llma_rag.engine.load import default_device, load
-from llma_rag.engine.prepack import prepacked
 from llma_rag.engine.twin import can_twin, twin
 
 _HEADS = ("arm", "TPOT ms", "TTFT ms", "tok/fwd", "bandwidth", "identical")

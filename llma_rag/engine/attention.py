@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from transformers import AttentionInterface
 
-from llma_rag.engine.onednn_product import lacks_products
+from llma_rag.engine.cpu.onednn_product import lacks_products
 
 PACKED = "llma_packed"
 """Name under which `packed_attention` is registered with transformers; no mask function goes with

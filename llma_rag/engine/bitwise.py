@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.captured import CapturedSteps
-from llma_rag.engine.compiled_step import CompiledStep, can_capture
+from llma_rag.engine.cuda.captured import CapturedSteps
+from llma_rag.engine.cuda.compiled_step import CompiledStep, can_capture
+from llma_rag.engine.cuda.fused_step import FusedStep, can_fuse
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.fused import FusedStep, can_fuse
 from llma_rag.engine.load import most_positions
 from llma_rag.engine.step import Pass, StepRunner
 

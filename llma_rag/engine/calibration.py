@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llma_rag.costs import CostCurve
+from llma_rag.engine.cpu.prepack import PrepackedLinear
 from llma_rag.engine.load import most_positions
 from llma_rag.engine.machine import processor
 from llma_rag.engine.memory import SlabMemory
-from llma_rag.engine.prepack import PrepackedLinear
 from llma_rag.engine.progress import progress
 from llma_rag.engine.step import Pass, Row, StepRunner
 from llma_rag.folders import cache_folder

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import PACKED
-from llma_rag.engine.fused_layer import fuse_layers
-from llma_rag.engine.shared_linear import shared_linear
+from llma_rag.engine.cpu.fused_layer import fuse_layers
+from llma_rag.engine.cpu.shared_linear import shared_linear
 from llma_rag.engine.twin import can_twin, modules_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]

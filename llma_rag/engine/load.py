@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llma_rag.engine.prepack import can_multiply, prepack_in_place
+from llma_rag.engine.cpu.prepack import can_multiply, prepack_in_place
 from llma_rag.engine.rope import UNBOUNDED
 
 logger = logging.getLogger(__name__)

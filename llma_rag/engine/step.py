@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.captured import CapturedSteps
+from llma_rag.engine.cuda.captured import CapturedSteps
 from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.load import most_positions

@@ -10,10 +10,11 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
-from llma_rag.engine import bitwise, kernels
+from llma_rag.engine import bitwise
 from llma_rag.engine.bitwise import agrees, is_bitwise
-from llma_rag.engine.captured import CapturedSteps
-from llma_rag.engine.compiled_step import VERIFIED, CompiledStep, can_capture
+from llma_rag.engine.cuda import attention_kernel as kernels
+from llma_rag.engine.cuda.captured import CapturedSteps
+from llma_rag.engine.cuda.compiled_step import VERIFIED, CompiledStep, can_capture
 from llma_rag.engine.fixed import FixedShape
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner

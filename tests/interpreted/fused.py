@@ -14,13 +14,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from llma_rag.engine import bitwise, fused
+from llma_rag.engine import bitwise
 from llma_rag.engine.bitwise import agrees, is_bitwise
 from llma_rag.engine.cache import SlabCache, layer_count
-from llma_rag.engine.captured import CapturedSteps
-from llma_rag.engine.compiled_step import CompiledStep, can_capture
+from llma_rag.engine.cuda import fused_step as fused
+from llma_rag.engine.cuda.captured import CapturedSteps
+from llma_rag.engine.cuda.compiled_step import CompiledStep, can_capture
+from llma_rag.engine.cuda.fused_step import FusedStep, can_fuse
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.fused import FusedStep, can_fuse
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from tests.interpreted.captured import rows_keep_their_bits

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llma_rag.engine import kernels
+from llma_rag.engine.cuda import attention_kernel as kernels
 from llma_rag.verification import ancestors
 
 HEADS, KV_HEADS, DIM, CAPACITY, SLOTS = 4, 2, 16, 1152, 3

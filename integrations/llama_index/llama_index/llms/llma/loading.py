@@ -27,7 +27,9 @@ def make_decoder(
 ) -> Decoder:
     """Return the decoder of given objects, or the shared one of a name; it loads nothing twice."""
     if model is not None:
-        return Decoder.shared_over(model, tokenizer or _load_tokenizer(tokenizer_name or _name(model)))
+        return Decoder.shared_over(
+            model, tokenizer or _load_tokenizer(tokenizer_name or _name(model))
+        )
     if not model_name:
         raise ValueError(
             "`model_name` or `model` must be given: a folder, the name of a model on the Hugging "

@@ -10,9 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llma_rag.engine.cache import SlabCache
-
-LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
-"""Layers of transformers that do what the kernels do, and nothing else."""
+from llma_rag.engine.families import head_dim, is_llama_layer
 
 DTYPES = frozenset({torch.bfloat16})
 """Of weights; in float16 a residual times the gain of a norm could overflow."""
@@ -55,22 +53,17 @@ def can_fuse(model: PreTrainedModel) -> bool:
     if not layers or not find_spec("triton") or model.dtype not in DTYPES:
         return False
     text = model.config.get_text_config(decoder=True)
-    sizes = {text.hidden_size, text.intermediate_size, text.num_attention_heads * _dim(text)}
+    dim = head_dim(text)
+    sizes = {text.hidden_size, text.intermediate_size, text.num_attention_heads * dim}
     rotary = getattr(inner, "rotary_emb", None)
     return (
-        all(type(one).__name__ in LAYERS for one in layers)
+        all(is_llama_layer(one, rotary) for one in layers)
         and all(size % BLOCK == 0 for size in sizes)
-        and _dim(text) >= 32
-        and rotary is not None
-        and 2 * len(rotary.inv_freq) == _dim(text)
+        and dim >= 32
         and all(_is_plain(one) for one in model.modules())
         and all(_has_the_right_biases(layer) for layer in layers)
         and model.lm_head.bias is None
     )
-
-
-def _dim(text: Any) -> int:
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -87,8 +80,7 @@ def _has_the_right_biases(layer: Any) -> bool:
     others = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     same = len({one.bias is None for one in heads}) == 1
     linear = all(type(one) is nn.Linear for one in (*heads, *others))
-    silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-    return linear and silu and same and all(one.bias is None for one in others)
+    return linear and same and all(one.bias is None for one in others)
 
 
 class FusedStep:
@@ -106,7 +98,7 @@ class FusedStep:
         self._size, self._inner = text.hidden_size, text.intermediate_size
         self._heads = text.num_attention_heads
         self._kv_heads = text.num_key_value_heads
-        self._dim = _dim(text)
+        self._dim = head_dim(text)
         self._projected = (self._heads + 2 * self._kv_heads) * self._dim
         self._vocabulary = self._model.lm_head.weight.shape[0]
         self._options: dict[str, Any] = {"PDL": False}
@@ -147,8 +139,8 @@ class FusedStep:
         """Run one step; see `captured.StepFunction`."""
         from triton import next_power_of_2
 
-        from llma_rag.engine import fused_kernels as kernels
-        from llma_rag.engine.kernels import Pieces
+        from llma_rag.engine.cuda import fused_kernels as kernels
+        from llma_rag.engine.cuda.attention_kernel import Pieces
 
         room, size, start = self._room, self._size, inputs[2 * self._width :]
         body = self._model.model
@@ -184,8 +176,8 @@ class FusedStep:
         self, attention: Any, norm: Any, keys: torch.Tensor, values: torch.Tensor,
         start: torch.Tensor, pieces: Any,
     ) -> None:  # fmt: skip
-        from llma_rag.engine import fused_kernels as kernels
-        from llma_rag.engine.kernels import attend
+        from llma_rag.engine.cuda import fused_kernels as kernels
+        from llma_rag.engine.cuda.attention_kernel import attend
 
         room, tiles = self._room, _fitted(PROJECT, self._size, self._dim)
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -204,7 +196,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _add(self, rows: torch.Tensor, layer: nn.Linear, norm: Any) -> None:
-        from llma_rag.engine import fused_kernels as kernels
+        from llma_rag.engine.cuda import fused_kernels as kernels
 
         columns = layer.weight.shape[1]
         room, tiles = self._room, _fitted(ADD, columns)
@@ -215,7 +207,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _activate(self, mlp: Any, norm: Any) -> None:
-        from llma_rag.engine import fused_kernels as kernels
+        from llma_rag.engine.cuda import fused_kernels as kernels
 
         kernels.activate[(self._inner // ACTIVATE.rows,)](
             *self._stream[1:], mlp.gate_proj.weight, mlp.up_proj.weight, self._room["activated"],
@@ -225,7 +217,7 @@ class FusedStep:
     def _predict(self) -> tuple[torch.Tensor, torch.Tensor]:
         from triton import next_power_of_2
 
-        from llma_rag.engine import fused_kernels as kernels
+        from llma_rag.engine.cuda import fused_kernels as kernels
 
         room, head, norm = self._room, self._model.lm_head, self._model.model.norm
         logits = room["scaled"].new_empty((self._width, self._vocabulary))

@@ -3,10 +3,10 @@
 from numba import types
 
 from llma_rag.compiled import callback, compiled
-from llma_rag.engine.half_product import LINE
-from llma_rag.engine.tiles import DEPTH, add_bf16_tile, add_fp16_tile
-from llma_rag.engine.turning import room, turn_bf16, turn_fp16
-from llma_rag.engine.vectors import LANES, ROWS, load, take
+from llma_rag.engine.cpu.half_product import LINE
+from llma_rag.engine.cpu.tiles import DEPTH, add_bf16_tile, add_fp16_tile
+from llma_rag.engine.cpu.transposing import room, transpose_bf16, transpose_fp16
+from llma_rag.engine.cpu.vectors import LANES, ROWS, load, take
 
 
 @compiled
@@ -26,16 +26,16 @@ def _add_piece(
 
 
 @compiled
-def _turn(
-    half: bool, weights: int, inner: int, most: int, steps: int, turned: int, ahead: int
+def _transpose(
+    half: bool, weights: int, inner: int, most: int, steps: int, transposed: int, ahead: int
 ) -> None:
     """Lay out some steps of a block of weights as `in_blocks` does; `most` is its last row."""
     for step in range(0, steps, LINE):
-        here, target = weights + step * 2, turned + step * LANES * 4
+        here, target = weights + step * 2, transposed + step * LANES * 4
         if half:
-            turn_fp16(here, inner * 2, most, target, ahead)
+            transpose_fp16(here, inner * 2, most, target, ahead)
         else:
-            turn_bf16(here, inner * 2, most, target, ahead)
+            transpose_bf16(here, inner * 2, most, target, ahead)
 
 
 @callback(types.void(types.int64))
@@ -51,7 +51,7 @@ def multiply(address: int) -> None:
     rows, outputs, inner = load(address, 4), load(address, 5), load(address, 6)
     together, half, blocked = load(address, 7), load(address, 8) != 0, load(address, 9) != 0
     blocks = (outputs + 2 * LANES - 1) // (2 * LANES)
-    stride, turned = blocks * 2 * LANES, room()
+    stride, transposed = blocks * 2 * LANES, room()
     tasks = blocks * ((rows + together - 1) // together)
     task = take(address)
     while task < tasks:
@@ -63,10 +63,10 @@ def multiply(address: int) -> None:
             steps = min(DEPTH, inner - depth)
             piece = here + depth * LANES * 4
             if not blocked:
-                piece, row = turned, here + depth * 2
+                piece, row = transposed, here + depth * 2
                 following = depth + DEPTH < inner
                 ahead = DEPTH * 2 if following else (2 * LANES * inner - depth) * 2
-                _turn(half, row, inner, outputs - 1 - begin, steps, piece, ahead)
+                _transpose(half, row, inner, outputs - 1 - begin, steps, piece, ahead)
             _add_piece(
                 half, piece, count, given + depth * 4, inner, steps, target, stride, depth == 0
             )

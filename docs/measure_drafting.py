@@ -1,23 +1,19 @@
-"""Measure the drafting figures of the documentation; writes one JSON file.
+"""Measure the drafting figures of the documentation; writes `docs/results/drafting.json`.
 
-Run `python -m llma_rag.bench.figures --shared ../shared --out FILE [--only SECTION ...]`.
+Each section says for itself what it was measured on, so that one may be measured again alone.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import RESULTS, measured_on
 
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.bench.forced import ForcedRun, MakeDrafter, force
@@ -28,13 +24,15 @@ from llma_rag.bench.summary import ALL_SETS, ReplayRow, interval, speed_up
 from llma_rag.bench.traces import TraceTokens
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import Drafter, ReferenceDrafter
-from llma_rag.engine.machine import processor
 
 COSTS = (0.005, 0.02, 0.05, 0.15)
 DEV = ("llma_rag", "pld_hagrid", "pld_cnndm", "aragog", "summedits")
 TEST = ("specbench_rag", "specbench_summarization")
 CONTROLS = ("specbench_qa", "specbench_translation", "specbench_math_reasoning")
 COPIES = f"{OURS}:recycling=0"
+PEER = "arctic-inference"
+"""The distribution of SuffixDecoding; its rows need it."""
+
 ROWS = 100
 NODES = 64
 STEP_ANSWERS = 20
@@ -274,41 +272,19 @@ def _plain(model: AcceptanceModel, costs: CostCurve) -> MakeDrafter:
     )
 
 
-def _environment() -> dict[str, Any]:
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
-    def told(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = "-dirty" if told("git", "status", "--porcelain", "llma_rag") else ""
-    return {
-        "commit": told("git", "rev-parse", "--short", "HEAD") + changed,
-        "date": date.today().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: installed(name) for name in ("numpy", "tokenizers", "arctic-inference")},
-        },
-    }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measure some sections and put them into the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True, help="folder with `traces`")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write or update")
     parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS)
-    given = parser.parse_args(arguments)
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    given = parser.parse_args()
+    file = RESULTS / "drafting.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     figures = Figures(given.shared)
     for section in given.only:
-        found[section] = getattr(figures, section)()
-        found[section]["environment"] = _environment()
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        measured = getattr(figures, section)()
+        found[section] = measured | {"environment": measured_on(("numpy", "tokenizers", PEER))}
+        file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

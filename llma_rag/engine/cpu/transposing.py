@@ -1,4 +1,4 @@
-"""Turn rows of numbers into columns, in registers."""
+"""Transpose blocks of numbers in registers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +8,9 @@ from llvmlite import ir
 from numba import types
 
 from llma_rag.compiled import written
-from llma_rag.engine.half_product import LINE
-from llma_rag.engine.tiles import DEPTH
-from llma_rag.engine.vectors import I32, I64, LANES, SUMS, WORDS, Builder, constant, fetch
+from llma_rag.engine.cpu.half_product import LINE
+from llma_rag.engine.cpu.tiles import DEPTH
+from llma_rag.engine.cpu.vectors import I32, I64, LANES, SUMS, WORDS, Builder, constant, fetch
 
 
 @written
@@ -27,7 +27,7 @@ def room(typing: Any) -> Any:
 
 
 @written
-def turn_block(typing: Any, states: Any, stride: Any, most: Any, output: Any) -> Any:
+def transpose_block(typing: Any, states: Any, stride: Any, most: Any, output: Any) -> Any:
     """Write `LANES` numbers of `LANES` rows as columns.
 
     `stride` is the numbers from one row of `states` to the next; rows from `most` on are read as
@@ -38,7 +38,7 @@ def turn_block(typing: Any, states: Any, stride: Any, most: Any, output: Any) ->
         states, stride, most, output = given
         size = build.mul(stride, constant(4))
         starts = _starts(build, states, size, most, LANES)
-        columns = _turned(build, [_vector_at(build, start) for start in starts])
+        columns = _transposed(build, [_vector_at(build, start) for start in starts])
         for number, column in enumerate(columns):
             place = build.add(output, constant(number * 2 * LANES * 4))
             build.store(column, build.inttoptr(place, SUMS.as_pointer()), align=4)
@@ -48,27 +48,27 @@ def turn_block(typing: Any, states: Any, stride: Any, most: Any, output: Any) ->
 
 
 @written
-def turn_bf16(typing: Any, weights: Any, size: Any, most: Any, output: Any, ahead: Any) -> Any:
+def transpose_bf16(typing: Any, weights: Any, size: Any, most: Any, output: Any, ahead: Any) -> Any:
     """Write `LINE` bfloat16 of each row of a block as `half_product.in_blocks` lays them out.
 
     `size` is the bytes from one row of `weights` to the next; rows from `most` on are read as row
     `most`. What stands `ahead` bytes behind is fetched.
     """
-    return types.void(*[types.int64] * 5), partial(_turn_halves, lambda build, words: words)
+    return types.void(*[types.int64] * 5), partial(_transpose_halves, lambda build, words: words)
 
 
 @written
-def turn_fp16(typing: Any, weights: Any, size: Any, most: Any, output: Any, ahead: Any) -> Any:
-    """Write float16 as `turn_bf16` writes bfloat16."""
+def transpose_fp16(typing: Any, weights: Any, size: Any, most: Any, output: Any, ahead: Any) -> Any:
+    """Write float16 as `transpose_bf16` writes bfloat16."""
 
     def apart(build: Builder, words: Any) -> Any:
         order = (*range(0, 2 * LANES, 2), *range(1, 2 * LANES, 2))
         return _picked(build, words, words, order)
 
-    return types.void(*[types.int64] * 5), partial(_turn_halves, apart)
+    return types.void(*[types.int64] * 5), partial(_transpose_halves, apart)
 
 
-def _turn_halves(
+def _transpose_halves(
     finish: Callable[[Builder, Any], Any], context: Any, build: Builder, signature: Any, given: Any
 ) -> Any:
     weights, size, most, output, ahead = given
@@ -80,11 +80,11 @@ def _turn_halves(
                 for start in starts:
                     fetch(build, build.inttoptr(build.add(start, ahead), SUMS.as_pointer()))
                 for step in range(0, LINE, 2 * LANES):
-                    _turn_words(build, starts, step, output, finish)
+                    _transpose_words(build, starts, step, output, finish)
     return context.get_dummy_value()
 
 
-def _turn_words(
+def _transpose_words(
     build: Builder, starts: list[Any], step: int, output: Any, finish: Callable[[Builder, Any], Any]
 ) -> None:
     """Turn `2 * LANES` numbers of each row, as words of one from each half of a block."""
@@ -93,7 +93,7 @@ def _turn_words(
         lanes = [first + side * 4 + lane for first in range(0, 2 * LANES, 8) for lane in range(4)]
         order = tuple(place for lane in lanes for place in (lane, 2 * LANES + lane))
         words = [_picked(build, rows[one], rows[one + LANES], order) for one in range(LANES)]
-        for lane, column in zip(lanes, _turned(build, words), strict=True):
+        for lane, column in zip(lanes, _transposed(build, words), strict=True):
             place = build.add(output, constant((step + lane) * LANES * 4))
             build.store(finish(build, column), build.inttoptr(place, SUMS.as_pointer()), align=4)
 
@@ -121,10 +121,12 @@ def _vector_at(build: Builder, address: Any) -> Any:
     return build.load(build.inttoptr(address, SUMS.as_pointer()), align=4)
 
 
-def _turned(build: Builder, rows: list[Any]) -> list[Any]:
+def _transposed(build: Builder, rows: list[Any]) -> list[Any]:
     """Return as many vectors of `LANES` numbers as columns."""
     rows = [
-        one for first in range(0, LANES, 4) for one in _turned_four(build, *rows[first : first + 4])
+        one
+        for first in range(0, LANES, 4)
+        for one in _transposed_four(build, *rows[first : first + 4])
     ]
     step = 4
     while step < LANES:  # then lane and row have exchanged the bit `step` of their numbers
@@ -139,7 +141,7 @@ def _turned(build: Builder, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _turned_four(build: Builder, one: Any, two: Any, three: Any, four: Any) -> list[Any]:
+def _transposed_four(build: Builder, one: Any, two: Any, three: Any, four: Any) -> list[Any]:
     """Turn each four lanes of four rows, by shuffles for which x86 has instructions."""
     pairs = [
         (_shuffled(build, one, two, order), _shuffled(build, three, four, order))

@@ -8,7 +8,7 @@ from numba import types
 from numba.core import cgutils
 
 from llma_rag.compiled import written
-from llma_rag.engine.vectors import F32, I32, LANES, SUMS, Builder, declared
+from llma_rag.engine.cpu.vectors import F32, I32, LANES, SUMS, Builder, declared
 
 _utilities: Any = cgutils  # some of them untyped
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from llma_rag.compiled import written
-from llma_rag.engine.vectors import (
+from llma_rag.engine.cpu.vectors import (
     F32,
     HALVES,
     I32,

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from llma_rag.engine.cache import SlabCache
+from llma_rag.engine.families import head_dim
 from llma_rag.engine.outcome import likeliest_tokens
 from llma_rag.engine.twin import is_hooked, twin
 
@@ -58,8 +59,8 @@ def verified_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend to a whole slab by the plan of the step that runs; see `kernels.verify`."""
-    from llma_rag.engine.kernels import verify
+    """Attend to a whole slab by the plan of the step that runs; see `attention_kernel.verify`."""
+    from llma_rag.engine.cuda.attention_kernel import verify
 
     plan = _current.plan
     assert plan is not None, "only a `CompiledStep` runs this attention"
@@ -77,7 +78,7 @@ def can_capture(model: PreTrainedModel) -> bool:
     want to be told of each pass, which a graph does not tell.
     """
     text = model.config.get_text_config(decoder=True)
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = head_dim(text)
     plain = all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ())
     windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
     capped = getattr(text, "attn_logit_softcapping", None)

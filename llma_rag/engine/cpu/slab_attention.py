@@ -9,8 +9,8 @@ from ctypes import Structure, addressof, c_int64
 
 import torch
 
-from llma_rag.engine.half_product import ALONE, can_keep
-from llma_rag.engine.threads import run_in_parallel
+from llma_rag.engine.cpu.half_product import ALONE, can_keep
+from llma_rag.engine.cpu.threads import run_in_parallel
 
 MOST_ROWS = 256
 """Rows, times the heads that share keys, up to which the kernel's room stays small."""
@@ -59,7 +59,7 @@ def can_attend(queries: torch.Tensor, keys: torch.Tensor) -> bool:
     """
     if queries.dtype is not torch.float32 or not can_keep(torch.bfloat16):
         return False
-    from llma_rag.engine.attention_kernel import COLUMNS
+    from llma_rag.engine.cpu.attention_kernel import COLUMNS
 
     _, heads, rows, dim = queries.shape
     return dim % COLUMNS == 0 and rows * (heads // keys.shape[1]) <= MOST_ROWS
@@ -89,7 +89,7 @@ def attend(
     Returns:
         [1, rows, heads, dim].
     """
-    from llma_rag.engine.attention_kernel import COLUMNS, PIECE, attend_pieces, join_pieces
+    from llma_rag.engine.cpu.attention_kernel import COLUMNS, PIECE, attend_pieces, join_pieces
 
     _, heads, rows, dim = queries.shape
     kv_heads = keys.shape[1]

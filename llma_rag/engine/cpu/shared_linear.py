@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from llma_rag.engine.half_product import can_keep, can_multiply_rows, multiply_rows
-from llma_rag.engine.onednn_product import lacks_products
-from llma_rag.engine.prepack import can_exchange
+from llma_rag.engine.cpu.half_product import can_keep, can_multiply_rows, multiply_rows
+from llma_rag.engine.cpu.onednn_product import lacks_products
+from llma_rag.engine.cpu.prepack import can_exchange
 
 
 class SharedLinear(nn.Linear):

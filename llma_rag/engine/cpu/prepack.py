@@ -6,8 +6,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from llma_rag.engine.half_product import HalfProduct, can_keep, kept_dtype
-from llma_rag.engine.onednn_product import OneDnnProduct, can_prepack, lacks_products
+from llma_rag.engine.cpu.half_product import HalfProduct, can_keep, kept_dtype
+from llma_rag.engine.cpu.onednn_product import OneDnnProduct, can_prepack, lacks_products
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers, side by side in one module, that read the same input and are computed together: a call

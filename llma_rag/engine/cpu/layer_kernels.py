@@ -208,10 +208,10 @@ def gate(
 
 
 @compiled
-def _turn(
+def _rotate(
     states: Any, begin: int, cos: Any, sin: Any, angles: int, output: Any, place: int, dim: int
 ) -> None:
-    """Turn one head of a row at `begin` by angles at `angles`."""
+    """Rotate one head of a row at `begin` by the angles at `angles`."""
     middle = dim // 2
     for index in range(middle):
         one, other = read(states, begin + index), read(states, begin + middle + index)
@@ -224,12 +224,12 @@ def _turn(
 
 
 @compiled
-def turn_and_keep(
+def rotate_and_store(
     kind: Any, queries_at: int, keys_at: int, values_at: int, cos_at: int, sin_at: int,
-    turned_at: int, key_slab_at: int, value_slab_at: int, rows: int, stride: int, key_stride: int,
+    rotated_at: int, key_slab_at: int, value_slab_at: int, rows: int, stride: int, key_stride: int,
     heads: int, kv_heads: int, dim: int, start: int, room: int,
 ) -> None:  # fmt: skip
-    """Give queries and keys their positions, and put keys and values into a slab.
+    """Rotate queries and keys to their positions, and store keys and values in a slab.
 
     As `apply_rotary_pos_emb` of transformers' Llama and `SlabLayer.update` do.
 
@@ -240,7 +240,7 @@ def turn_and_keep(
         values_at: Of [rows, kv_heads, dim].
         cos_at: Of the angles' cosines, [rows, dim].
         sin_at: Of their sines, [rows, dim].
-        turned_at: Of what receives the queries, [heads, rows, dim].
+        rotated_at: Of what receives the queries, [heads, rows, dim].
         key_slab_at: Of [kv_heads, room, dim].
         value_slab_at: Of [kv_heads, room, dim].
         rows: Rows.
@@ -256,17 +256,17 @@ def turn_and_keep(
     queries = numbers_at(kind, queries_at, rows * stride - stride + heads * dim)
     keys, values = numbers_at(kind, keys_at, kept), numbers_at(kind, values_at, kept)
     cos, sin = numbers_at(kind, cos_at, rows * dim), numbers_at(kind, sin_at, rows * dim)
-    turned = numbers_at(kind, turned_at, rows * heads * dim)
+    rotated = numbers_at(kind, rotated_at, rows * heads * dim)
     key_slab = numbers_at(kind, key_slab_at, kv_heads * room * dim)
     value_slab = numbers_at(kind, value_slab_at, kv_heads * room * dim)
     for row in range(rows):
         angles = row * dim
         for head in range(heads):
             place = (head * rows + row) * dim
-            _turn(queries, row * stride + head * dim, cos, sin, angles, turned, place, dim)
+            _rotate(queries, row * stride + head * dim, cos, sin, angles, rotated, place, dim)
         for head in range(kv_heads):
             place, begin = (head * room + start + row) * dim, row * key_stride + head * dim
-            _turn(keys, begin, cos, sin, angles, key_slab, place, dim)
+            _rotate(keys, begin, cos, sin, angles, key_slab, place, dim)
             for index in range(dim):
                 value_slab[place + index] = values[begin + index]
 

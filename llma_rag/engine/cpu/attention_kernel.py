@@ -12,11 +12,11 @@ import numpy as np
 from numba import types
 
 from llma_rag.compiled import callback, compiled
-from llma_rag.engine.folding import largest, total
-from llma_rag.engine.layer_kernels import LEAST, exp, flags, float_of, floats
-from llma_rag.engine.tiles import add_wide_tile
-from llma_rag.engine.turning import turn_block
-from llma_rag.engine.vectors import LANES, ROWS, load, take
+from llma_rag.engine.cpu.folding import largest, total
+from llma_rag.engine.cpu.layer_kernels import LEAST, exp, flags, float_of, floats
+from llma_rag.engine.cpu.tiles import add_wide_tile
+from llma_rag.engine.cpu.transposing import transpose_block
+from llma_rag.engine.cpu.vectors import LANES, ROWS, load, take
 
 PIECE = 256
 """Keys of a piece; whole tiles."""
@@ -50,20 +50,20 @@ def _hide(line: Any, row: int, first: int, count: int, start: int, mask: int, wi
 
 @compiled
 def _score(
-    queries: int, rows: int, dim: int, keys: int, count: int, turned: int, scores: int
+    queries: int, rows: int, dim: int, keys: int, count: int, transposed: int, scores: int
 ) -> None:
     """Write the scores of all rows, [rows, PIECE], for `count` keys of a piece."""
     for tile in range(0, count, COLUMNS):
         for part in range(0, dim, LANES):
             for side in range(0, COLUMNS, LANES):
                 first = min(tile + side, count - 1)
-                turn_block(
+                transpose_block(
                     keys + (first * dim + part) * 4, dim, count - 1 - first,
-                    turned + (part * COLUMNS + side) * 4,
+                    transposed + (part * COLUMNS + side) * 4,
                 )  # fmt: skip
         for row in range(0, rows, ROWS):
             add_wide_tile(
-                min(ROWS, rows - row), queries + row * dim * 4, dim, turned, COLUMNS, dim,
+                min(ROWS, rows - row), queries + row * dim * 4, dim, transposed, COLUMNS, dim,
                 scores + (row * PIECE + tile) * 4, PIECE, 1,
             )  # fmt: skip
 
@@ -76,12 +76,12 @@ def _attend_piece(
     """Compute the shares of `count` keys from `first` on for the `wide` rows of a head of keys.
 
     `room` holds shares [wide, dim], largest scores and sums [2, wide], scores [wide, PIECE] and
-    turned keys [dim, COLUMNS].
+    transposed keys [dim, COLUMNS].
     """
     tops = room + wide * dim * 4
     scores = tops + 2 * wide * 4
-    turned = scores + wide * PIECE * 4
-    _score(queries, wide, dim, keys, count, turned, scores)
+    transposed = scores + wide * PIECE * 4
+    _score(queries, wide, dim, keys, count, transposed, scores)
     found = floats(tops, 2 * wide)
     for row in range(wide):
         line = floats(scores + row * PIECE * 4, PIECE)

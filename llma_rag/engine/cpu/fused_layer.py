@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from llma_rag.engine.attention import MAX_PACKED_ROWS, packed_attention
 from llma_rag.engine.cache import SlabCache
-from llma_rag.engine.fused import LAYERS
-from llma_rag.engine.half_product import can_keep
+from llma_rag.engine.cpu.half_product import can_keep
+from llma_rag.engine.cpu.slab_attention import attend, can_attend
+from llma_rag.engine.families import is_llama_layer
 from llma_rag.engine.progress import progress
-from llma_rag.engine.slab_attention import attend, can_attend
 
 KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 """Dtypes of states, and what tells the kernels of them."""
@@ -101,7 +101,7 @@ class FusedLayer(nn.Module):
         self, states: torch.Tensor, delta: torch.Tensor | None, norm: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of two addends and what a norm makes of it."""
-        from llma_rag.engine.layer_kernels import normalise
+        from llma_rag.engine.cpu.layer_kernels import normalise
 
         states = states.contiguous()
         output, total = torch.empty_like(states), states
@@ -126,7 +126,7 @@ class FusedLayer(nn.Module):
         sin: torch.Tensor,
     ) -> torch.Tensor:
         """Return what the heads read, [1, rows, heads * dim]."""
-        from llma_rag.engine.layer_kernels import turn_and_keep
+        from llma_rag.engine.cpu.layer_kernels import rotate_and_store
 
         (queries,) = _alike(normal, attention.q_proj)
         keys, values = _alike(normal, attention.k_proj, attention.v_proj)
@@ -134,11 +134,11 @@ class FusedLayer(nn.Module):
         heads, kv_heads = queries.shape[2] // dim, keys.shape[2] // dim
         end = max(start + rows, cache.shown)
         slab_keys, slab_values = cache.slabs(attention.layer_idx, end)
-        turned = normal.new_empty((1, heads, rows, dim))
+        rotated = normal.new_empty((1, heads, rows, dim))
         cos, sin = cos.contiguous(), sin.contiguous()
-        turn_and_keep(
+        rotate_and_store(
             KINDS[normal.dtype], queries.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            cos.data_ptr(), sin.data_ptr(), turned.data_ptr(), slab_keys.data_ptr(),
+            cos.data_ptr(), sin.data_ptr(), rotated.data_ptr(), slab_keys.data_ptr(),
             slab_values.data_ptr(), rows, queries.stride(1), keys.stride(1), heads, kv_heads, dim,
             start, slab_keys.shape[2],
         )  # fmt: skip
@@ -147,17 +147,17 @@ class FusedLayer(nn.Module):
         plain = (window is None or window >= end) and (
             seen is None or _is_flags(seen, rows, end - start)
         )
-        if plain and can_attend(turned, slab_keys):
-            read = attend(turned, slab_keys, slab_values, seen, start, end, attention.scaling)
+        if plain and can_attend(rotated, slab_keys):
+            read = attend(rotated, slab_keys, slab_values, seen, start, end, attention.scaling)
         else:
             read, _ = packed_attention(
-                attention, turned, slab_keys[:, :, :end], slab_values[:, :, :end], mask,
+                attention, rotated, slab_keys[:, :, :end], slab_values[:, :, :end], mask,
                 scaling=attention.scaling, sliding_window=window,
             )  # fmt: skip
         return read.view(1, rows, heads * dim)
 
     def _gated(self, gates: torch.Tensor, ups: torch.Tensor) -> torch.Tensor:
-        from llma_rag.engine.layer_kernels import gate
+        from llma_rag.engine.cpu.layer_kernels import gate
 
         output = gates.new_empty(gates.shape)
         gate(
@@ -195,31 +195,26 @@ def can_compile() -> bool:
 
 def _compile() -> None:
     with progress("Compiling kernels", "kernel", total=1 + 3 * len(KINDS)) as bar:
-        from llma_rag.engine import layer_kernels
+        from llma_rag.engine.cpu import layer_kernels
 
         if can_keep(torch.bfloat16):
-            from llma_rag.engine import attention_kernel  # noqa: F401  # it compiles
+            from llma_rag.engine.cpu import attention_kernel  # noqa: F401  # it compiles
         bar.update()
         for kind in KINDS.values():
             layer_kernels.normalise(kind, 0, 0, 0, 0, 0, 0, 0, 0.0)
             bar.update()
             layer_kernels.gate(kind, 0, 0, 0, 0, 0, 0)
             bar.update()
-            layer_kernels.turn_and_keep(kind, *[0] * 16)
+            layer_kernels.rotate_and_store(kind, *[0] * 16)
             bar.update()
 
 
 def can_fuse_layer(layer: Any, rotary: Any) -> bool:
     """Return whether the kernels know all that a layer does beside its linear layers."""
-    if type(layer).__name__ not in LAYERS or rotary is None:
+    if not is_llama_layer(layer, rotary):
         return False
-    attention, mlp = layer.self_attn, layer.mlp
-    gains = [norm.weight for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    return (
-        2 * len(rotary.inv_freq) == attention.head_dim
-        and type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        and all(type(gain) is nn.Parameter for gain in gains)
-    )
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return all(type(norm.weight) is nn.Parameter for norm in norms)
 
 
 def _is_watched(module: nn.Module) -> bool:

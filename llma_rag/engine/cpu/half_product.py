@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.nn.functional import linear
 
-from llma_rag.engine.threads import run_in_parallel
+from llma_rag.engine.cpu.threads import run_in_parallel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -157,8 +157,8 @@ def _product(
     blocked: bool,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    from llma_rag.engine.half_kernel import multiply
-    from llma_rag.engine.vectors import LANES, ROWS
+    from llma_rag.engine.cpu.half_kernel import multiply
+    from llma_rag.engine.cpu.vectors import LANES, ROWS
 
     (rows, inputs), dtype = states.shape, states.dtype
     states = states.float().contiguous().resolve_neg()
@@ -194,7 +194,7 @@ def in_blocks(weight: torch.Tensor) -> torch.Tensor:
         stands in the lower part of a word, the second half in the upper. Of float16
         [blocks, inputs, 2, lanes]: first one half, then the other. Missing outputs are zero.
     """
-    from llma_rag.engine.vectors import LANES
+    from llma_rag.engine.cpu.vectors import LANES
 
     outputs, inputs = weight.shape
     blocks = -(-outputs // (2 * LANES))
@@ -218,7 +218,7 @@ def kept_dtype(weight: torch.Tensor) -> torch.dtype | None:
 def can_keep(dtype: torch.dtype) -> bool:
     """Return whether kernels for weights of a dtype compile, can use torch's threads, are right."""
     try:
-        from llma_rag.engine.vectors import ROWS, TILE
+        from llma_rag.engine.cpu.vectors import ROWS, TILE
 
         if TILE is None or dtype not in HALVES:
             return False

@@ -1,0 +1,1 @@
+"""What runs on a CPU only: layouts of weights, products, and kernels that numba compiles."""

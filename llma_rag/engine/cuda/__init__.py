@@ -1,0 +1,1 @@
+"""What runs on CUDA only: steps captured in graphs, and Triton kernels."""
