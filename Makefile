@@ -26,11 +26,11 @@ lint: $(VENV)/.tools
 bench: $(VENV)/.demo
 	$(BIN)/python docs/measure.py --traces $(TRACES) --tokenizer $(TOKENIZER)
 
-# On a machine that does nothing else: 20 minutes, and 9 on an H200.
+# On a machine that does nothing else: 30 minutes, and 9 on an H200.
 ENGINE := $(BIN)/python docs/measure_engine.py --traces $(TRACES) --tokenizer $(TOKENIZER)
 
 bench-cpu: $(VENV)/.demo
-	$(ENGINE) --device cpu --shapes 0.5b --dtypes bfloat16 float32 --minutes 18
+	$(ENGINE) --device cpu --shapes 0.5b --dtypes bfloat16 float32 float32-full --minutes 28
 	$(BIN)/python docs/tables.py
 
 bench-gpu: $(VENV)/.demo

@@ -4,6 +4,9 @@ from typing import Any
 
 from cells import interval, origin, section, table, with_interval
 
+ARMS = ("hf-greedy", "hf-prompt-lookup", "plain")
+"""What our answers with drafts are compared with."""
+
 FIRST = "first token"
 """Work of the rows that are timed to the first token alone."""
 
@@ -217,21 +220,25 @@ def engine_first_token(measured: dict[str, Any]) -> str:
 
 
 def engine_summary(measured: dict[str, Any]) -> str:
-    """Return how many times quicker than each arm answers with drafts come."""
-    others = ("hf-greedy", "hf-prompt-lookup", "plain")
+    """Return how many times quicker than each arm answers with drafts come, a line per dtype."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in measured["rows"]:
+        if row["arm"] == "llma":
+            found.setdefault(row["dtype"], {})[row["work"]] = row
     lines = [
         [
-            row["dtype"],
-            row["work"],
-            f"{row['tokens_per_forward']:.2f}",
-            *(interval(row["ratio"].get(other)) for other in others),
-            interval(row["answer_ratio"].get("hf-greedy")),
+            dtype,
+            f"{works['recorded']['tokens_per_forward']:.2f}",
+            *(interval(works["recorded"]["ratio"].get(other)) for other in ARMS),
+            *(interval(works[work]["ratio"].get("plain")) for work in ("no-overlap", "misleading")),
+            interval(works["recorded"]["answer_ratio"].get("hf-greedy")),
         ]
-        for row in measured["rows"]
-        if row["arm"] == "llma" and row["work"] != FIRST
+        for dtype, works in found.items()
     ]
-    heads = "dtype|answers|tokens per forward|`generate`|its prompt lookup|our plain decoding"
-    heads += "|whole answer, `generate`"
+    heads = (
+        "dtype|tokens per forward|`generate`|its prompt lookup|our plain decoding"
+        "|the same, `no-overlap`|the same, `misleading`|whole answer, `generate`"
+    )
     return table(heads.split("|"), lines) + _engine_notes(measured)
 
 

@@ -214,11 +214,10 @@ class ReferenceDrafter:
         if not size:
             return Draft()
         tree = self._tree
-        parents = tuple(tree.parents[:size].tolist())
         return Draft(
             tokens=tuple(tree.tokens[:size].tolist()),
-            parents=parents,
-            places=Places(tree.positions[:size].tolist(), parents, self._regions),
+            parents=tuple(tree.parents[:size].tolist()),
+            places=Places(tree.positions[:size].tolist(), self._regions),
             probabilities=tuple(tree.paths[:size].tolist()),
         )
 

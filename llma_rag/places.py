@@ -7,7 +7,7 @@ import numpy as np
 
 from llma_rag.bearings import LOCI, NOWHERE, Bearings
 from llma_rag.index import SuffixIndex
-from llma_rag.tree import RECYCLED, ROOT
+from llma_rag.tree import RECYCLED
 
 
 class Place(NamedTuple):
@@ -52,14 +52,12 @@ class Regions:
 class Places(Sequence[Place | None]):
     """The place of each node of a draft, worked out where it is asked for.
 
-    Places are so chosen that the best path is a run of one text.
+    Of several places that offer a node, one is named; `provenance.joined` makes runs of them.
     """
 
-    def __init__(self, positions: list[int], parents: Sequence[int], regions: Regions) -> None:
+    def __init__(self, positions: Sequence[int], regions: Regions) -> None:
         self._positions = positions
-        self._parents = parents
         self._regions = regions
-        self._joined = False
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -71,16 +69,6 @@ class Places(Sequence[Place | None]):
     def __getitem__(self, node: slice) -> tuple[Place | None, ...]: ...
 
     def __getitem__(self, node: int | slice) -> Place | tuple[Place | None, ...] | None:
-        if not self._joined:
-            self._join()
         if isinstance(node, slice):
             return tuple(map(self._regions.place, self._positions[node]))
         return self._regions.place(self._positions[node])
-
-    def _join(self) -> None:
-        positions, parents = self._positions, self._parents
-        for node in range(len(positions) - 1, -1, -1):
-            position, parent = positions[node], parents[node]
-            if position != RECYCLED and parent != ROOT and positions[parent] != RECYCLED:
-                positions[parent] = position - 1
-        self._joined = True

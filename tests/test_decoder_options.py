@@ -1,5 +1,6 @@
 """The decoder's own options, given to a model at hand or together with how it is loaded."""
 
+import copy
 import inspect
 from pathlib import Path
 
@@ -63,3 +64,14 @@ def test_a_shared_decoder_takes_both_kinds_of_options(folder):
         assert decoder.generate("ab", max_new_tokens=2, namespace="one").stats.generated_tokens == 2
     finally:
         decoder.close()
+
+
+def test_a_loaded_model_has_one_decoder_while_that_lives():
+    model, tokenizer = tiny_model("llama-gqa"), character_tokenizer()
+    decoder = Decoder.shared_over(model, tokenizer)
+    assert Decoder.shared_over(model, tokenizer) is decoder
+    assert Decoder.shared_over(model, copy.copy(tokenizer)) is not decoder
+    decoder.close()
+    other = Decoder.shared_over(model, tokenizer)
+    assert other is not decoder
+    assert other.generate("ab", max_new_tokens=2).stats.generated_tokens == 2

@@ -136,7 +136,7 @@ def test_a_padded_vocabulary_at_minus_infinity_is_exact(padded: int) -> None:
         return output
 
     _Wrapped(model, change)
-    assert probe(model).exactness == "exact"
+    assert probe(model).wide_passes == "exact"
     assert examine(model).status == "safe"
     decoder = Decoder(model, character_tokenizer())
     prompt = [20, 21, 22, 20, 21]
@@ -205,7 +205,7 @@ def test_the_probe_takes_a_bounded_number_of_passes(monkeypatch) -> None:
     assert count <= 34
     count = 0
     monkeypatch.setattr(probing, "SLOW_PASS", 0.0)
-    assert probe(model).exactness == "exact"
+    assert probe(model).wide_passes == "exact"
     assert count <= 24
 
 
