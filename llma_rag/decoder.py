@@ -160,7 +160,7 @@ class Decoder:
             drafting=replace(self._drafting, costs=lambda tokens: calibrated().curve(tokens)),
             load=self._worker.load,
         )
-        weakref.finalize(self, self._worker.stop)
+        self._stop = weakref.finalize(self, self._worker.stop)
 
     @classmethod
     def from_pretrained(
@@ -229,9 +229,11 @@ class Decoder:
 
         Raises:
             ContextOverflowError: If the prompt leaves no room for an answer.
+            RuntimeError: If the decoder's own thread asks, which would wait for itself.
             TypeError: If an option is unknown.
             ValueError: If an option is out of range or not supported.
         """
+        self._refuse_own_thread()
         future = self.submit(prompt, **options)
         try:
             return future.result()
@@ -252,7 +254,12 @@ class Decoder:
         return await asyncio.wrap_future(self.submit(prompt, **options))
 
     def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> GenerationStream:
-        """Return an iterator over the answer as it is decoded, one chunk per accepted run."""
+        """Return an iterator over the answer as it is decoded, one chunk per accepted run.
+
+        Raises:
+            RuntimeError: If the decoder's own thread asks, which would wait for itself.
+        """
+        self._refuse_own_thread()
         stream = GenerationStream()
         self._start(stream.sink, prompt, options)
         return stream
@@ -263,12 +270,19 @@ class Decoder:
         self._start(stream.sink, prompt, options)
         return stream
 
+    def _refuse_own_thread(self) -> None:
+        if self._worker.is_current_thread:
+            raise RuntimeError(
+                "The decoder's own thread (a future's callback, a logits processor) cannot wait "
+                "for an answer of this decoder; use `submit`, or ask from another thread."
+            )
+
     def _start(self, sink: Sink, prompt: Prompt, options: RequestOptions) -> None:
         """Hand a request to the worker; its events reach `sink`."""
         request = GenerationRequest.of(prompt, options)
         with self._lock:
             if picture(self.model) != self._picture:
-                self._worker.stop()
+                self._stop()
                 self._prepare()
             self._worker.submit(self._loop.decode(request), sink)
 

@@ -105,6 +105,7 @@ class Worker:
         self._run = run
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._last: threading.Thread | None = None
         self._process = os.getpid()
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
@@ -113,11 +114,12 @@ class Worker:
         release_idle_threads()
         with self._lock:
             if self._thread is None or self._process != os.getpid():
+                last = self._last if self._process == os.getpid() else None
                 self._queue = queue.SimpleQueue()
                 self._process = os.getpid()
                 self._thread = threading.Thread(
                     target=_serve,
-                    args=(self._queue, self._run, self.load),
+                    args=(self._queue, self._run, self.load, last),
                     name="llma-rag",
                     daemon=True,
                 )
@@ -129,7 +131,12 @@ class Worker:
         """End the thread once the requests it has are done; a later request starts a new one."""
         with self._lock:
             self._queue.put(None)
-            self._thread = None
+            self._last, self._thread = self._thread or self._last, None
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the worker's thread asks, or the one before that."""
+        return threading.current_thread() in (self._thread, self._last)
 
 
 _serving: "weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | None]]" = (
@@ -148,8 +155,14 @@ def _leave() -> None:
 
 
 def _serve(
-    jobs: "queue.SimpleQueue[_Job | None]", run: Callable[[Pass], Outcome], load: Load
+    jobs: "queue.SimpleQueue[_Job | None]",
+    run: Callable[[Pass], Outcome],
+    load: Load,
+    last: threading.Thread | None,
 ) -> None:
+    if last is not None:
+        last.join()  # what requests share belongs to one thread at a time
+        del last
     active: list[_Job] = []
     open_for_more = True
     while (open_for_more or active) and not _leaving.is_set():

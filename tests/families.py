@@ -137,7 +137,22 @@ ATTENTION: dict[str, tuple[str, dict]] = {
 }
 """Families whose state is keys and values: name to model type and settings."""
 
-FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT}
+MASKED: dict[str, tuple[str, dict]] = {
+    "phimoe": ("phimoe", dict(_GROUPED, **_EXPERTS, sliding_window=64)),
+    "qwen2_moe_window": (
+        "qwen2_moe",
+        dict(ATTENTION["qwen2_moe"][1], use_sliding_window=True, sliding_window=64,
+             max_window_layers=1),
+    ),
+    "llama4_text": (
+        "llama4_text",
+        dict(_GROUPED, num_local_experts=2, num_experts_per_tok=1, intermediate_size_mlp=48,
+             head_dim=8, attention_chunk_size=64, no_rope_layers=[1, 1]),
+    ),
+}  # fmt: skip
+"""Families that limit what a layer sees by the mask alone, here to more tokens than are probed."""
+
+FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT, **MASKED}
 
 
 def config_of(family: str, **changes) -> PretrainedConfig:

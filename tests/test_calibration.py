@@ -16,7 +16,9 @@ from llma_rag.engine.cpu.prepack import prepack_in_place
 from llma_rag.engine.machine import is_intel, processor
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.step import Pass, StepRunner
+from llma_rag.engine.verdict import Verdict
 from llma_rag.folders import cache_folder
+from tests.families import build
 from tests.models import tiny_model
 
 
@@ -59,6 +61,39 @@ def test_branching_is_measured_where_trees_are_taken(
     assert curve.branching == pytest.approx(0.25)
     monkeypatch.setattr(StepRunner, "supports_trees", property(lambda self: False))
     assert measure(runner).branching == {}
+
+
+def test_weights_that_were_prepacked_count_for_a_models_size(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no parameters any more; without costs nothing bounds drafts that mislead."""
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    size = sum(one.numel() for one in model.parameters())
+    monkeypatch.setattr(calibration, "SMALLEST", size)
+    if not prepack_in_place(model):
+        pytest.skip("nothing is prepacked here")
+    assert calibrate(CountingRunner(model)).times
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1"])
+def test_passes_are_timed_behind_the_context_that_they_are_kept_for(
+    runner: CountingRunner, family: str
+) -> None:
+    """A model's own state is put back after each pass."""
+    other = CountingRunner(build(family), Verdict(memory="own", trees=False))
+    most = 0
+    forward = other.run
+
+    def watch(step: Pass) -> Outcome:
+        nonlocal most
+        outcome = forward(step)
+        state = step.row.memory._state
+        most = max(most, state.get_seq_length())
+        return outcome
+
+    other.run = watch
+    measure(other)
+    assert most <= 1024 + 32 + 2 * calibration.ROUNDS[1]
 
 
 def test_a_model_is_measured_once(runner: CountingRunner, monkeypatch: pytest.MonkeyPatch) -> None:

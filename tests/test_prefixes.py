@@ -94,6 +94,44 @@ def test_memory_is_bounded_and_the_longest_unused_goes_first() -> None:
     assert cache.restore(runner.open_row(0), unused, None) == CHUNK
 
 
+def test_the_beginning_of_a_prompt_outlives_its_end() -> None:
+    """A chunk is found behind all before it only."""
+    runner = runner_of(tiny_model("llama-gqa"))
+    cache = PrefixCache(runner, 1 << 20)
+    logits_of(runner, cache, prompt(CHUNK + 1, seed=9))
+    cache.most_bytes = 5 * cache.bytes
+    shared = prompt(4 * CHUNK)
+    for seed in range(1, 5):
+        ids = shared + prompt(4 * CHUNK + 1, seed=seed)
+        assert cache.restore(runner.open_row(0), ids, None) == (4 * CHUNK if seed > 1 else 0)
+        logits_of(runner, cache, ids)
+        assert cache.bytes <= cache.most_bytes
+
+
+def test_chunks_are_written_to_slabs_that_were_captured() -> None:
+    """Those are made in inference mode, and requests begin outside of it."""
+    runner = runner_of(tiny_model("llama-gqa"))
+    cache, ids = PrefixCache(runner, 1 << 20), prompt(2 * CHUNK + 1)
+    logits_of(runner, cache, ids)
+    row = runner.open_row(len(ids))
+    runner.run(Pass(row, ids))  # allocates the slab
+    assert cache.restore(row, ids, None) == 2 * CHUNK
+
+
+@pytest.mark.parametrize("write", ["data", "exchange"])
+def test_weights_that_torch_does_not_see_written_to_count(write: str) -> None:
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    kept = Decoder(model, character_tokenizer(), prefix_cache_bytes=1 << 20)
+    kept.generate(prompt(50), max_new_tokens=4)
+    assert kept.generate(prompt(50), max_new_tokens=4).stats.cached_prompt_tokens == 48
+    weight = model.model.layers[0].mlp.up_proj.weight
+    if write == "data":
+        weight.data += 0.1
+    else:
+        weight.data = weight.data.clone()
+    assert kept.generate(prompt(50), max_new_tokens=4).stats.cached_prompt_tokens == 0
+
+
 def test_weights_that_were_written_to_are_not_mixed_with_old_chunks() -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     kept = Decoder(model, character_tokenizer(), prefix_cache_bytes=1 << 20)

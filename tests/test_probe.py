@@ -10,10 +10,10 @@ from llma_rag import Decoder
 from llma_rag.engine import probe as probing
 from llma_rag.engine.doctor import examine
 from llma_rag.engine.masks import knows_layers
-from llma_rag.engine.probe import probe, runner_of
+from llma_rag.engine.probe import EXPLAINED, probe, runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.engine.verdict import Verdict
-from tests.families import ATTENTION, HYBRID, build, config_of, model_of
+from tests.families import ATTENTION, HYBRID, MASKED, build, config_of, model_of
 from tests.models import VOCAB, character_tokenizer, of_generate
 
 
@@ -221,6 +221,24 @@ def test_windows_the_masks_do_not_know_exclude_trees() -> None:
     config = config_of("gemma3")
     config.layer_types = ["chunked_attention", *config.layer_types[1:]]
     assert not knows_layers(config)
+
+
+@pytest.mark.parametrize("family", [*MASKED, "mistral_window", "gemma3"])
+def test_windows_longer_than_the_probe_count(family: str) -> None:
+    """Our attention is given no masks, so that it must be told of a window by other means."""
+    model = build(family, "sdpa", **({} if family in MASKED else {"sliding_window": 64}))
+    runner = runner_of(model)
+    assert runner.verdict.fast == (family not in MASKED)
+    ids = [4 + n * n % 50 for n in range(150)]
+    row = runner.open_row(len(ids))
+    found = []
+    for start, end in ((0, 100), (100, 101), (101, 150)):
+        step = Pass(row, ids[start : start + 1], ids[start + 1 : end], range(-1, end - start - 2))
+        found.append(runner.logits(step).clone())
+        runner.keep(step, range(end - start - 1))
+    expected = model(torch.tensor([ids])).logits[0]
+    difference = (torch.cat(found) - expected).abs().max() / expected.abs().max()
+    assert difference < EXPLAINED
 
 
 def test_a_row_of_any_memory_can_start_again() -> None:

@@ -1,20 +1,24 @@
 """One owner of the model: threads, event loops, closing, cancelling, errors."""
 
 import asyncio
+import copy
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.utils.prune
 
 from llma_rag import ContextOverflowError, Decoder
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.result import GenerationRequest
 from llma_rag.task import Counts
-from tests.models import character_tokenizer, tiny_decoder, tiny_model
+from tests.models import character_tokenizer, of_generate, tiny_decoder, tiny_model
 
 PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
 
@@ -184,6 +188,86 @@ def test_an_error_of_the_model_reaches_the_consumer_as_itself(counting: Counting
     counting.fail_at = None
     expected = tiny_decoder("llama-gqa").generate(PROMPT, max_new_tokens=20)
     assert counting.decoder.generate(PROMPT, max_new_tokens=20).token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_decoders_own_thread_is_refused_an_answer_it_would_wait_for(closed: bool):
+    """As the callback of a future; it would never end, and nobody else would get an answer."""
+    decoder, caught = tiny_decoder("llama-gqa"), []
+    go = threading.Event()
+
+    def ask(future):
+        assert go.wait(20)
+        for call in (decoder.generate, decoder.stream):
+            with pytest.raises(RuntimeError, match="use `submit`"):
+                call(PROMPT, max_new_tokens=2)
+        caught.append(decoder.submit(PROMPT, max_new_tokens=2))
+
+    decoder.submit(PROMPT, max_new_tokens=2).add_done_callback(ask)
+    if closed:
+        decoder.close()
+    go.set()
+    wait_until(lambda: caught)
+    assert caught[0].result(20).stats.generated_tokens == 2
+
+
+def test_a_decoder_that_was_closed_has_one_thread_at_a_time(counting: CountingModel):
+    counting.gate = threading.Semaphore(0)
+    first = counting.decoder.submit(PROMPT, max_new_tokens=3, draft=False)
+    wait_until(lambda: counting.forwards)
+    counting.decoder.close()
+    second = counting.decoder.submit(PROMPT, max_new_tokens=3, draft=False)
+    threads = [one for one in threading.enumerate() if one.name == "llma-rag" and one.is_alive()]
+    forwards = counting.forwards
+    counting.gate.release(2)
+    wait_until(lambda: counting.forwards == forwards + 2)
+    assert not first.done()  # it has all passes so far, and the second none
+    counting.gate.release(100)
+    assert len(threads) >= 2
+    assert first.result(20).token_ids == second.result(20).token_ids
+
+
+def test_two_decoders_of_a_model_run_one_pass_at_a_time(counting: CountingModel):
+    other, inside, most = Decoder(counting.model, character_tokenizer()), 0, 0
+    forward = counting.model.forward
+
+    def watched(*args, **kwargs):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        inside -= 1
+        return forward(*args, **kwargs)
+
+    watched.__signature__ = forward.__signature__
+    counting.model.forward = watched
+    futures = [
+        one.submit(PROMPT, max_new_tokens=20, draft=False) for one in (counting.decoder, other) * 2
+    ]
+    assert len({future.result(20).token_ids for future in futures}) == 1
+    assert most == 1
+
+
+def test_what_ran_a_model_before_it_changed_is_released():
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    decoder = Decoder(model, character_tokenizer())
+    decoder.generate(PROMPT, max_new_tokens=2)
+    runner = weakref.ref(decoder.runner)
+    model.model.norm = copy.deepcopy(model.model.norm)
+    decoder.generate(PROMPT, max_new_tokens=2)
+    assert decoder.runner is not runner()
+    gc.collect()
+    wait_until(lambda: runner() is None)
+
+
+def test_a_buffer_that_was_added_later_is_there():
+    """As pruning adds one to a linear layer, with a hook that reads it."""
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    decoder = Decoder(model, character_tokenizer())
+    decoder.generate(PROMPT, max_new_tokens=2)
+    torch.nn.utils.prune.random_unstructured(model.model.layers[0].mlp.up_proj, "weight", 0.5)
+    expected = of_generate(model, PROMPT, max_new_tokens=10, do_sample=False)
+    assert list(decoder.generate(PROMPT, max_new_tokens=10).token_ids) == expected
 
 
 def test_errors_before_the_model_runs_arrive_the_same_way(counting: CountingModel):

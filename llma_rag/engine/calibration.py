@@ -114,6 +114,10 @@ class _Timer:
         started = time.perf_counter()
         self.runner.run(step).likeliest()
         taken = time.perf_counter() - started
+        if drafted or isinstance(row.memory, SlabMemory):
+            row.memory.undo()
+        else:
+            self.runner.keep(step, [])  # a model's own state has moved, and was not copied before
         self._bar.update()
         return taken
 
@@ -151,7 +155,9 @@ def _branching(timer: _Timer, row: Row, rounds: int) -> float:
 
 
 def _is_worth_it(model: PreTrainedModel) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) >= SMALLEST
+    packed = (one for one in model.modules() if isinstance(one, PrepackedLinear))
+    weights = sum(one.in_features * one.out_features for one in packed)
+    return weights + sum(one.numel() for one in model.parameters()) >= SMALLEST
 
 
 def _row(runner: StepRunner, context: int) -> Row:

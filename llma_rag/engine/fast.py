@@ -21,7 +21,7 @@ def can_be_fast(model: PreTrainedModel) -> bool:
 
     It must be a class of transformers' own, whose instances hold no state that callers set later,
     and go through the attention interface, where nobody chose an implementation other than the
-    default. The probe then finds out whether the outcome is right.
+    default. The probe then finds out whether the outcome is right, and what layers see.
     """
     return (
         type(model).__module__.startswith("transformers.")

@@ -48,6 +48,14 @@ def knows_layers(config: PretrainedConfig) -> bool:
     return kinds <= {"full_attention", "sliding_attention"} and not hasattr(text, "attention_types")
 
 
+def windows_of(config: PretrainedConfig) -> list[int | None]:
+    """Return how many tokens each layer sees, itself included; None for all."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or _only_kind(text) * text.num_hidden_layers
+    window: int | None = getattr(text, "sliding_window", None)
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
 def _only_kind(config: object) -> list[str]:
     return ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
 

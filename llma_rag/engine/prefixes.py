@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 
@@ -43,6 +44,7 @@ class PrefixCache:
         verdict = runner.verdict
         return verdict.memory == "slab" and verdict.fast and runner.rope.switch is None
 
+    @torch.inference_mode()  # captured slabs were made in it
     def restore(self, row: Row, tokens: Sequence[int], namespace: str | None) -> int:
         """Fill an empty row with the longest kept beginning of `tokens`, all but the last at most.
 
@@ -64,27 +66,46 @@ class PrefixCache:
         row.tokens = list(tokens[:length])
         return length
 
+    @torch.inference_mode()
     def store(self, row: Row, namespace: str | None) -> None:
-        """Keep the chunks of a row that are not kept yet."""
+        """Keep the chunks of a row; a prompt's last ones are dropped first: no other needs them."""
         assert isinstance(row.memory, SlabMemory)
-        for number, key in enumerate(self._keys(row.tokens, namespace)):
+        keys = [*self._keys(row.tokens, namespace)]
+        for number, key in enumerate(keys):
             if key not in self._chunks:
                 start = number * CHUNK
                 chunk = row.memory.cache.read(row.memory.row, start, start + CHUNK)
                 self.bytes += _size(chunk)
                 self._chunks[key] = chunk
+        for key in reversed(keys):
+            self._chunks.move_to_end(key)
         while self.bytes > self.most_bytes:
             _, oldest = self._chunks.popitem(last=False)
             self.bytes -= _size(oldest)
 
     def _keys(self, tokens: Sequence[int], namespace: str | None) -> Iterator[bytes]:
         """Yield a key for each whole chunk; weights that are written to change all keys."""
-        written = sum(one._version for one in self._parameters if not one.is_inference())
-        key = hashlib.sha256(repr((namespace, written)).encode()).digest()
+        key = hashlib.sha256(repr((namespace, *self._weights())).encode()).digest()
         for start in range(0, len(tokens) - CHUNK + 1, CHUNK):
             chunk = array("q", tokens[start : start + CHUNK]).tobytes()
             key = hashlib.sha256(key + chunk).digest()
             yield key
+
+    @torch.inference_mode()
+    def _weights(self) -> Iterator[object]:
+        """Yield what tells of weights that were exchanged or written to.
+
+        Writes through `.data` are not counted by torch: one number of each weight tells of them.
+        """
+        yield sum(one._version for one in self._parameters if not one.is_inference())
+        yield [one.data_ptr() for one in self._parameters]
+        numbers = [one.flatten()[one.numel() // 2] for one in self._parameters if one.numel()]
+        by_kind = groupby(sorted(numbers, key=_kind), _kind)
+        yield [torch.stack([*kind]).tolist() for _, kind in by_kind]
+
+
+def _kind(number: torch.Tensor) -> str:
+    return f"{number.dtype} {number.device}"
 
 
 def _size(chunk: Sequence[KeysValues]) -> int:

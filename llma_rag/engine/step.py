@@ -1,5 +1,7 @@
 """Run forward passes of one model; knows token ids and caches, not where drafts come from."""
 
+import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from llma_rag.engine.attention import MAX_PACKED_ROWS, forget_biases
 from llma_rag.engine.cuda.captured import CapturedSteps
 from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
@@ -17,6 +20,11 @@ from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.rope import LengthDependentRope
 from llma_rag.engine.verdict import Verdict
 from llma_rag.verification import depths
+
+_locks: "weakref.WeakKeyDictionary[PreTrainedModel, threading.Lock]" = weakref.WeakKeyDictionary()
+"""One for each model that is run: its modules keep things from one layer to the next."""
+if hasattr(os, "register_at_fork"):  # whoever held one does not live in the child
+    os.register_at_fork(after_in_child=_locks.clear)
 
 MAX_OWED = 16
 """Kept tokens that wait to be fed again, beyond which a pass without a draft settles them."""
@@ -72,7 +80,7 @@ class Pass:
 
 
 class StepRunner:
-    """Runs the passes of one model; called by one thread only.
+    """Runs the passes of one model, one at a time, whichever threads ask for them.
 
     Attributes:
         verdict: What the probe found out about the model.
@@ -131,6 +139,8 @@ class StepRunner:
             capacity += self.fixed.width  # the last step is as wide as all others
         steps = self.captured
         slab = None if steps is None else steps.take(capacity)
+        if steps is not None and slab is None:  # so that the next turn of a talk fits in it too
+            capacity = min(capacity + capacity // 4, max(capacity, self._most_positions))
         memory = memory_of(self.model, self.verdict.memory, capacity)
         if steps is not None and isinstance(memory, SlabMemory):
             cache = memory.cache if slab is None else slab
@@ -159,6 +169,15 @@ class StepRunner:
         Nothing is kept yet: call `keep` with the accepted nodes. A pass that fails leaves the row
         as it was.
         """
+        with _locks.setdefault(self.model, threading.Lock()):
+            try:
+                return self._run(step)
+            except torch.OutOfMemoryError:
+                if self.captured is None or not self.captured.forget_free():
+                    raise
+            return self._run(step)
+
+    def _run(self, step: Pass) -> Outcome:
         row = step.row
         end = row.length + len(step.committed) + len(step.drafted)
         if self.rope.must_start_again(row.memory.length, end):
@@ -175,6 +194,9 @@ class StepRunner:
         except BaseException:
             row.memory.undo()
             raise
+        finally:
+            if end - row.memory.length > MAX_PACKED_ROWS:
+                forget_biases()
         row.memory.take(output)
         logits: torch.Tensor = output.logits[0]
         wanted = 1 + len(step.drafted)

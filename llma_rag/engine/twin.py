@@ -52,8 +52,13 @@ def can_twin(model: nn.Module) -> bool:
 
 
 def modules_of(model: nn.Module) -> tuple[object, ...]:
-    """Return weak references to all modules, equal to an earlier outcome if none was exchanged."""
-    return tuple(map(weakref.ref, _walk(model)))
+    """Return weak references to all modules and the names of their buffers.
+
+    Equal to an earlier outcome if no module was exchanged and no buffer added: a twin has the
+    buffers that there were.
+    """
+    modules = _walk(model)
+    return (*map(weakref.ref, modules), *(name for one in modules for name in one._buffers))
 
 
 def is_hooked(model: nn.Module) -> bool:

@@ -42,8 +42,9 @@ class StepFunction(Protocol):
 class CapturedSteps:
     """Steps of `width` rows of one model; every slab has a graph of its own.
 
-    Slabs of finished requests are kept with their graphs, so that a later request captures nothing.
-    On other devices than CUDA the same step runs without a graph.
+    Slabs of finished requests are kept with their graphs, so that a later request that fits in
+    one captures nothing. A larger one takes the place of all that are free. On other devices than
+    CUDA the same step runs without a graph.
 
     Attributes:
         captures: Slabs that were captured.
@@ -75,7 +76,14 @@ class CapturedSteps:
                 del self._free[name]
                 slab.lengths[:] = [0] * len(slab.lengths)
                 return slab
+        self.forget_free()
         return None
+
+    def forget_free(self) -> bool:
+        """Release the slabs that nobody uses, with their graphs; return whether there were any."""
+        were = bool(self._free)
+        self._free.clear()
+        return were
 
     def give_back(self, slab: SlabCache) -> None:
         """Keep a slab that nobody uses any more; the one given back longest ago makes room."""
