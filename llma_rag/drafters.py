@@ -124,12 +124,14 @@ class Drafters:
             Provenance(
                 usable,
                 encoded.offsets,
-                lambda count: str(
-                    self._tokenizer.decode(prompt[:count], skip_special_tokens=False)
-                ),
+                lambda count: self._text(prompt[:count]),
+                lambda number: self._text(encoded.token_ids[number]),
             )
         )
         return drafter
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
     def _recalled(self, task: Task) -> Recalled:
         answers, namespace = self._drafting.answers, task.request.namespace
@@ -142,7 +144,7 @@ class Drafters:
         history = accept_references(task.request.history)
         if not history.references:
             return ()
-        prompt = self._tokenizer.decode(task.prompt, skip_special_tokens=False)
+        prompt = self._text(task.prompt)
         missing = (one.text for one in history.references if one.text.strip() not in prompt)
         texts = accept_references(missing)
         return encode_references(self._tokenizer, texts, MAX_INDEXED_TOKENS).token_ids

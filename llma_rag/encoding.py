@@ -53,6 +53,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, vocab_size: int) -> list[int]:
     return ids
 
 
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of tokens that stand for no text; some have no role that would name them."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unnamed = (token for token, one in added.items() if one.special)
+    return frozenset(map(int, (*tokenizer.all_special_ids, *unnamed)))
+
+
 def encode_references(
     tokenizer: Any, accepted: AcceptedReferences, max_tokens: int
 ) -> EncodedReferences:

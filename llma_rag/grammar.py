@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from llma_rag.drafting import Draft
 from llma_rag.engine.options import Structure
@@ -61,8 +63,25 @@ class GrammarCompiler:
                 "load the model's tokenizer with `use_fast=True`."
             )
         return library.hf.from_tokenizer(
-            self._tokenizer, n_vocab=self._vocab_size, eos_token=list(end_tokens)
+            _that_keeps_spaces(self._tokenizer),
+            n_vocab=self._vocab_size,
+            eos_token=list(end_tokens),
         )
+
+
+def _that_keeps_spaces(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that strips nothing: llguidance tokenises pieces of a text with it."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    normalizer = described["normalizer"] or {}
+    parts = normalizer.get("normalizers", [normalizer])
+    kept = [part for part in parts if part.get("type") != "Strip"]
+    if len(kept) == len(parts):
+        return tokenizer
+    described["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    fast: Any = PreTrainedTokenizerFast  # untyped in transformers
+    return cast(
+        PreTrainedTokenizerFast, fast(tokenizer_object=Tokenizer.from_str(json.dumps(described)))
+    )
 
 
 class Grammar:

@@ -12,7 +12,7 @@ from llma_rag.answer import Answer
 from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.drafters import Drafters, Drafting
 from llma_rag.drafting import Draft
-from llma_rag.encoding import encode_prompt
+from llma_rag.encoding import encode_prompt, special_tokens
 from llma_rag.engine.options import Settings, resolve
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.prefixes import CHUNK, PrefixCache
@@ -60,7 +60,7 @@ class Loop:
         self._prefixes = prefixes
         self._load = load or Load()
         self._vocab_size = _vocab_size(model)
-        self._special = frozenset(int(one) for one in tokenizer.all_special_ids)
+        self._special = special_tokens(tokenizer)
         self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
         self._drafters = Drafters(
             tokenizer, drafting, banned_tokens=self._special, vocab_size=self._vocab_size,

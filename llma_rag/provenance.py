@@ -64,6 +64,7 @@ class Provenance:
         accepted: AcceptedReferences,
         offsets: Sequence[Sequence[int]],
         decode_prompt: Callable[[int | None], str],
+        decode_reference: Callable[[int], str],
     ) -> None:
         """Take the texts of one request.
 
@@ -71,11 +72,14 @@ class Provenance:
             accepted: The usable references.
             offsets: For each reference, the first character of each of its tokens.
             decode_prompt: Gives the text of the first n prompt tokens, of all for None.
+            decode_reference: Gives the text of the tokens of reference n, which a tokenizer that
+                normalises makes another one.
         """
         self._accepted = accepted
         self._texts = [reference.text for reference in accepted.references]
         self._offsets = offsets
         self._decode_prompt = decode_prompt
+        self._decode_reference = decode_reference
         self._places: list[Place | None] = []
 
     @cached_property
@@ -85,7 +89,11 @@ class Provenance:
     @cached_property
     def _in_prompt(self) -> list[int]:
         """Where each reference stands in the prompt, -1 where it does not."""
-        return [self._prompt.find(text.strip()) for text in self._texts]
+        return [self._find_in_prompt(number) for number in range(len(self._texts))]
+
+    def _find_in_prompt(self, number: int) -> int:
+        found = self._prompt.find(self._texts[number].strip())
+        return found if found >= 0 else self._prompt.find(self._decode_reference(number).strip())
 
     def commit(self, place: Place | None) -> None:
         """Note where the next token of the answer was copied from; None if it was not."""

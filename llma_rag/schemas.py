@@ -11,13 +11,25 @@ _DATA = ("const", "enum", "default", "examples")
 """Keywords whose value is no schema."""
 
 
+_FORMATS = frozenset(
+    {
+        "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid",
+    }
+)  # fmt: skip
+"""Formats of strings that grammars hold."""
+
+
 def closed_schema(schema: Any) -> Any:
     """Return a schema whose objects have only the properties it names, as OpenAI's strict mode.
 
-    An object that says something about `additionalProperties` itself keeps it.
+    An object that says something about `additionalProperties` itself keeps it. `uniqueItems` and
+    formats that no grammar holds (Pydantic's of sets, paths, bytes, secrets) are left out: they are
+    left to what validates the answer.
 
     >>> closed_schema({"type": "object", "properties": {}})["additionalProperties"]
     False
+    >>> closed_schema({"type": "string", "format": "path"})
+    {'type': 'string'}
     """
     return _changed(schema, _closed)
 
@@ -75,9 +87,16 @@ def _moved(schema: Any, place: str) -> Any:
 
 
 def _closed(part: dict[str, Any]) -> dict[str, Any]:
+    part = {key: value for key, value in part.items() if not _is_beyond_grammars(key, value)}
     if not isinstance(part.get("properties"), dict):
         return part
     return {"additionalProperties": False} | part
+
+
+def _is_beyond_grammars(key: str, value: Any) -> bool:
+    return key == "uniqueItems" or (
+        key == "format" and isinstance(value, str) and value not in _FORMATS
+    )
 
 
 def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:

@@ -1,9 +1,11 @@
 """Rows T08 to T12: limits, stop strings, criteria and end tokens that a draft runs over."""
 
+import copy
 import random
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import StoppingCriteria
 
 from llma_rag import ContextOverflowError, Decoder
@@ -38,6 +40,18 @@ def random_case(source: random.Random) -> tuple[str, list[str], list[str]]:
     broken = text[: len(text) // 2] + "X" + text[len(text) // 2 :]
     references = source.sample([text, text[3:], broken, "Other. " + text, text * 2], 3)
     return text, stops, references
+
+
+def test_T10_a_stop_string_may_be_a_special_token_without_a_role() -> None:
+    """As `<|eot_id|>` is in base models; it has no text in which it could be found."""
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.add_tokens([AddedToken("<|eot|>", special=True)])
+    token = tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert token not in tokenizer.all_special_ids
+    script = [*ids("ab"), token, *ids("cd")]
+    model = ScriptedModel(script, vocab_size=len(tokenizer))
+    result = Decoder(model, tokenizer).generate(PROMPT, stop=["<|eot|>"], max_new_tokens=5)
+    assert (result.text, result.finish_reason) == ("ab", "stop")
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -8,12 +8,18 @@ from llma_rag.provenance import AnswerText, Provenance
 from llma_rag.reference import accept_references
 
 
-def traced(answer: str, texts: list[str], copies: list[Place | None], prompt: str = ""):
+def traced(
+    answer: str, texts: list[str], copies: list[Place | None], prompt: str = "",
+    tokenised: list[str] | None = None,
+):  # fmt: skip
     """Spans of an answer of one-character tokens."""
     usable = accept_references(texts)
     kept = usable.references
     provenance = Provenance(
-        usable, [range(len(one.text)) for one in kept], lambda count: prompt[:count]
+        usable,
+        [range(len(one.text)) for one in kept],
+        lambda count: prompt[:count],
+        lambda number: tokenised[number] if tokenised else kept[number].text,
     )
     for place in copies:
         provenance.commit(place)
@@ -54,6 +60,16 @@ def test_a_place_in_the_prompt_is_named_by_the_reference_that_stands_there():
     spans = traced("tower", ["the tower is tall."], copies, prompt)
     assert [(s.reference_start, s.in_prompt) for s in spans] == [(4, True)]
     assert traced("Question", ["the tower is tall."], from_reference(1, 28, 8), prompt) == ()
+
+
+def test_a_reference_that_the_tokenizer_normalises_stands_in_the_prompt() -> None:
+    """Decomposed accents are one character each in the prompt's tokens."""
+    text, seen = "Cafe\u0301 hours: nine to five.", "Caf\u00e9 hours: nine to five."
+    prompt = f"Context: {seen} When?"
+    copies = from_reference(1, prompt.index("hours"), 10)
+    (span,) = traced("hours: nine", [text], copies, prompt, [seen])
+    assert span.in_prompt
+    assert text[span.reference_start : span.reference_end] == "hours: nine"
 
 
 def test_a_copy_of_the_answer_itself_inherits_the_source():

@@ -1,7 +1,10 @@
 """Schemas of tool calls: closed, and complete wherever they stand."""
 
+import datetime
 import json
+from pathlib import Path
 
+import pydantic
 import pytest
 
 from llma_rag import closed_schema, tool_call_schema
@@ -42,6 +45,25 @@ def test_values_are_no_schemas(key: str) -> None:
     value = {"properties": {"a": 1}}
     schema = {key: [value] if key == "enum" else value}
     assert closed_schema(schema) == schema
+
+
+def test_what_no_grammar_holds_is_left_to_the_validator() -> None:
+    """Pydantic's schemas of sets, paths, bytes and secrets; `llguidance` refuses them else."""
+    llguidance = pytest.importorskip("llguidance")
+
+    class Answer(pydantic.BaseModel):
+        tags: set[str]
+        path: Path
+        data: bytes
+        secret: pydantic.SecretStr
+        when: datetime.date
+        format: str = "any"
+
+    schema = closed_schema(Answer.model_json_schema())
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    assert llguidance.LLMatcher.validate_grammar(grammar) == ""
+    assert schema["properties"]["when"]["format"] == "date"
+    assert schema["properties"]["format"]["default"] == "any"
 
 
 def test_a_property_may_be_called_properties() -> None:

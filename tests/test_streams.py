@@ -211,19 +211,21 @@ def test_the_decoders_own_thread_is_refused_an_answer_it_would_wait_for(closed: 
     assert caught[0].result(20).stats.generated_tokens == 2
 
 
-def test_a_decoder_that_was_closed_has_one_thread_at_a_time(counting: CountingModel):
-    counting.gate = threading.Semaphore(0)
+def test_a_decoder_that_was_closed_has_one_thread_at_a_time(
+    counting: CountingModel, monkeypatch: pytest.MonkeyPatch
+):
+    """What it learned from drafts, and prompts that it keeps, are not made for two."""
+    counting.gate, begun = threading.Semaphore(0), []
+    loop = counting.decoder.loop
+    task = loop._task
+    monkeypatch.setattr(loop, "_task", lambda *given: begun.append(given) or task(*given))
     first = counting.decoder.submit(PROMPT, max_new_tokens=3, draft=False)
     wait_until(lambda: counting.forwards)
     counting.decoder.close()
     second = counting.decoder.submit(PROMPT, max_new_tokens=3, draft=False)
-    threads = [one for one in threading.enumerate() if one.name == "llma-rag" and one.is_alive()]
-    forwards = counting.forwards
-    counting.gate.release(2)
-    wait_until(lambda: counting.forwards == forwards + 2)
-    assert not first.done()  # it has all passes so far, and the second none
+    time.sleep(0.2)
+    assert len(begun) == 1
     counting.gate.release(100)
-    assert len(threads) >= 2
     assert first.result(20).token_ids == second.result(20).token_ids
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from llma_rag import Decoder
+from llma_rag.demo import MODEL
 from llma_rag.testing import ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
 from tests.scripted import PROMPT, ids, tell
@@ -128,6 +129,14 @@ def test_T16_a_grammar_that_starts_behind_the_reasoning_starts_inside_a_draft() 
 def test_forms_that_are_not_valid_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tell("abc").generate(PROMPT, max_new_tokens=3, **options)
+
+
+def test_a_tokenizer_that_strips_text_writes_spaces_all_the_same() -> None:
+    """llguidance tokenises the space that must follow a colon by itself."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    decoder = Decoder.from_pretrained(MODEL)
+    result = decoder.generate("How many?", json_schema=schema, max_new_tokens=30)
+    assert result.text.startswith('{"a": ')
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
