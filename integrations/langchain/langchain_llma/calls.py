@@ -80,17 +80,28 @@ class Call:
     def read(self, result: GenerationResult) -> ReadAnswer:
         """Separate tool calls from text, by the tokenizer's own rules where it has some."""
         if self.parses_itself:
-            parse = self.decoder.tokenizer.parse_response
-            return read_parsed(
-                parse(list(result.token_ids), prefix=self.prompt, tools=list(self.tools))
-            )
+            parse, written = self.decoder.tokenizer.parse_response, self._written(result)
+            try:
+                return read_parsed(parse(written, prefix=self.prompt, tools=list(self.tools)))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                pass  # a call that was cut short or that the model wrote wrongly
         return read_answer(result.text, self.tools)
 
     @property
     def parses_itself(self) -> bool:
-        """Whether the tokenizer knows how its model writes tool calls."""
+        """Whether the tokenizer knows how its model writes tool calls, where it is free to."""
         known = getattr(self.decoder.tokenizer, "response_template", None)
-        return bool(self.tools) and known is not None
+        return bool(self.tools) and known is not None and "json_schema" not in self.options
+
+    def _written(self, result: GenerationResult) -> str:
+        """Return the answer with its special tokens, without what a stop string cut off."""
+        decode, ids = self.decoder.tokenizer.decode, list(result.token_ids)
+        written = str(decode(ids))
+        cut = str(decode(ids, skip_special_tokens=True)).removeprefix(result.text)
+        if not cut or not self.options.get("stop"):
+            return written
+        before, found, _ = written.rpartition(cut)
+        return before if found else result.text
 
     def held_text(self) -> HeldText:
         """Return what keeps tool calls out of a streamed text."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from jinja2 import TemplateError
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import (
     BaseChatModel,
@@ -93,9 +94,18 @@ class ChatLLMA(LocalModel, BaseChatModel):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Count the tokens of a conversation as its chat template writes it."""
+        """Count the tokens of a conversation as its chat template writes it.
+
+        Parts of a conversation are counted too, which a template may refuse: then the tokens of
+        their texts count.
+        """
+        if not messages:
+            return 0
         formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self._template()))
+        try:
+            return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self._template()))
+        except TemplateError:
+            return sum(self.get_num_tokens(prompt_text([message])) for message in messages)
 
     def bind_tools(
         self,

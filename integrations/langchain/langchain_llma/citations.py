@@ -1,5 +1,6 @@
 """Show copied spans as the standard citations of LangChain messages."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -12,6 +13,13 @@ from langchain_llma.options import PROVIDER
 from llma_rag import CopiedSpan
 
 _WEB = ("http://", "https://")
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff00-\uffef\U00020000-\U0003ffff]"
+)
+"""Characters of scripts without spaces between words: Thai to Burmese, Khmer, Japanese, Chinese."""
+_PER_WORD = 4
+"""Such characters that count as one more word."""
 
 
 def citations_of(
@@ -31,7 +39,8 @@ def citations_of(
         answer: The text that the message shows.
         spans: Copied spans of the answer; `reference_index` counts in `documents`.
         documents: Documents in the order in which the decoder got them.
-        min_words: Shortest run that is cited, in words.
+        min_words: Shortest run that is cited, in words; in a script without spaces, 12 characters
+            in a row are 4 words.
         scope: `"prompt"` cites only documents whose text stands in the prompt.
     """
     if scope == "off":
@@ -41,7 +50,7 @@ def citations_of(
         for span in spans
         if span.in_prompt or scope == "scope"
         for start, end in [_whole_words(answer, span.start, min(span.end, len(answer)))]
-        if len(answer[start:end].split()) >= min_words
+        if _length(answer[start:end]) >= min_words
     ]
 
 
@@ -72,17 +81,27 @@ def _citation(
 
 def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
     """Shrink a span so that it begins and ends with whole words."""
-    if 0 < start < end and text[start].isalnum() and text[start - 1].isalnum():
-        while start < end and text[start].isalnum():
+    if 0 < start < end and _in_word(text[start]) and _in_word(text[start - 1]):
+        while start < end and _in_word(text[start]):
             start += 1
-    if start < end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
-        while end > start and text[end - 1].isalnum():
+    if start < end < len(text) and _in_word(text[end - 1]) and _in_word(text[end]):
+        while end > start and _in_word(text[end - 1]):
             end -= 1
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
         end -= 1
     return start, end
+
+
+def _in_word(character: str) -> bool:
+    """Whether a character belongs to a word that must stay whole."""
+    return character.isalnum() and not _UNSPACED.match(character)
+
+
+def _length(text: str) -> int:
+    """Count words, and in scripts without spaces one more for every few characters."""
+    return len(text.split()) + len(_UNSPACED.findall(text)) // _PER_WORD
 
 
 def _content_blocks(message: AIMessage) -> list[ContentBlock]:

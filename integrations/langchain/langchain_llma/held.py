@@ -1,5 +1,6 @@
 """Keep a loaded model out of what is copied and written down."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,12 +8,20 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """Keeps a decoder out of copies, pickles and dumps of the object that uses it."""
+    """Keeps a decoder out of pickles and dumps of the object that uses it; copies share it.
 
-    __slots__ = ("decoder",)
+    Attributes:
+        decoder: The decoder, once it is loaded.
+        source: The arguments that it was loaded by.
+    """
 
-    def __init__(self, decoder: "Decoder | None" = None) -> None:
+    __slots__ = ("decoder", "source")
+
+    def __init__(
+        self, decoder: "Decoder | None" = None, source: Mapping[str, Any] | None = None
+    ) -> None:
         self.decoder = decoder
+        self.source = source
 
     def __copy__(self) -> "Held":
         return self

@@ -1,10 +1,10 @@
 """A local text-completion model that copies from the documents of its chain."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, closing
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
@@ -19,6 +19,9 @@ from langchain_llma.calls import Call
 from langchain_llma.local_model import MODEL_CONFIG, LocalModel
 from langchain_llma.options import PROVIDER, from_pipeline_kwargs
 from langchain_llma.scopes import CapturedDocument, each_prompt_with_its_caller, parents_of
+
+_NO_OPTIONS = {"tags", "metadata", "run_name", "run_id"}
+"""What core passes to `generate` with every call."""
 
 
 class LLMA(LocalModel, BaseLLM):
@@ -58,7 +61,8 @@ class LLMA(LocalModel, BaseLLM):
     ) -> LLMResult:
         """Answer prompts, each with the documents of its own caller."""
         with each_prompt_with_its_caller(prompts, callbacks):
-            return super().generate(prompts, stop, callbacks, **kwargs)
+            asked = self._uncached(kwargs)
+            return super(LLMA, asked).generate(prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
         self,
@@ -69,7 +73,12 @@ class LLMA(LocalModel, BaseLLM):
     ) -> LLMResult:
         """Answer prompts, each with the documents of its own caller."""
         with each_prompt_with_its_caller(prompts, callbacks):
-            return await super().agenerate(prompts, stop, callbacks, **kwargs)
+            asked = self._uncached(kwargs)
+            return await super(LLMA, asked).agenerate(prompts, stop, callbacks, **kwargs)
+
+    def _uncached(self, kwargs: Mapping[str, Any]) -> Self:
+        """Return a copy without a cache if a call has options: core leaves them out of its key."""
+        return self if kwargs.keys() <= _NO_OPTIONS else self.model_copy(update={"cache": False})
 
     def _generate(
         self,
@@ -166,10 +175,10 @@ class LLMA(LocalModel, BaseLLM):
         kwargs: dict[str, Any],
     ) -> list[Call]:
         options = dict(kwargs)
-        pipeline = options.pop("pipeline_kwargs", None) or {}
-        options = from_pipeline_kwargs({**pipeline, **options})
+        pipeline = from_pipeline_kwargs(options.pop("pipeline_kwargs", None) or {})
+        options = from_pipeline_kwargs(options)
         return [
-            self._call(prompt, found, stop, options)
+            self._call(prompt, found, stop, options, pipeline=pipeline)
             for prompt, found in zip(prompts, documents, strict=True)
         ]
 

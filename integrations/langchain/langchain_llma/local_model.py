@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
     field_validator,
 )
@@ -21,7 +20,12 @@ from langchain_llma.calls import Call
 from langchain_llma.documents import Given, given_documents
 from langchain_llma.held import Held
 from langchain_llma.loaded import decoder_of, fields_of
-from langchain_llma.options import fields_of_loading, fields_of_pipeline, generation_options
+from langchain_llma.options import (
+    fields_of_loading,
+    fields_of_pipeline,
+    generation_options,
+    over_pipeline,
+)
 from langchain_llma.prompts import text_prompt
 from langchain_llma.scopes import CapturedDocument, captured_documents
 from langchain_llma.tool_calls import Tool
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
     from llma_rag import Decoder, GenerationOptions
 
 MODEL_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+
+_SECRETS = {"token", "use_auth_token"}
+"""Arguments of `from_pretrained` that nobody may read; `hf_token` is the place for them."""
 
 
 class LocalModel(BaseModel):
@@ -98,11 +106,12 @@ class LocalModel(BaseModel):
     citations: Literal["prompt", "scope", "off"] = "prompt"
     """Cite copied text of documents that stand in the prompt, of any in scope, or none."""
     min_citation_words: int = Field(default=4, ge=1)
-    """Shortest copied run that is cited."""
+    """Shortest copied run that is cited; 4 words, or 12 characters of a script without spaces."""
+
+    held: Held = Field(default_factory=Held, exclude=True, repr=False)
+    """The loaded model; a field, because LangChain rebuilds configured models from their fields."""
 
     model_config = MODEL_CONFIG
-
-    _held: Held = PrivateAttr(default_factory=Held)
 
     @field_validator("model", "tokenizer", mode="before")
     @classmethod
@@ -155,12 +164,12 @@ class LocalModel(BaseModel):
             if got not in known:
                 msg = f"`{name}` must be {known[-1]!r}, got {got!r}."
                 raise ValueError(msg)
-        fields = fields_of_loading(model_kwargs or {}) | fields_of_pipeline(pipeline_kwargs or {})
+        taken = fields_of_loading(model_kwargs or {}) | fields_of_pipeline(pipeline_kwargs or {})
         return cls(
             model=model_id,
             device="cpu" if device == -1 else device,
             device_map=device_map,
-            **{**fields, **kwargs},
+            **over_pipeline(taken, cls._by_field(kwargs)),
         )
 
     @classmethod
@@ -175,21 +184,21 @@ class LocalModel(BaseModel):
             config = getattr(decoder.model, "config", None)
             fields["model"] = getattr(config, "name_or_path", None) or type(decoder.model).__name__
         made = cls(**fields)
-        made._held = Held(decoder)
+        made.held = Held(decoder, made._source())
         return made
 
     @classmethod
     def from_huggingface(cls, loaded: Any, **fields: Any) -> Self:
         """Use the weights of a `ChatHuggingFace`, a `HuggingFacePipeline` or a pipeline.
 
-        Nothing is loaded again; `pipeline_kwargs` and a chat model's own fields are taken over.
+        Nothing is loaded again; `pipeline_kwargs` and a chat model's own fields are taken over,
+        where `fields` say nothing else.
 
         Raises:
             ValueError: If `loaded` holds no local model, for example an endpoint.
         """
-        taken = fields_of(loaded)
-        fields["options"] = {**taken.pop("options"), **fields.get("options", {})}
-        return cls.from_decoder(decoder_of(loaded), **{**taken, **fields})
+        fields = over_pipeline(fields_of(loaded), cls._by_field(fields))
+        return cls.from_decoder(decoder_of(loaded), **fields)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
@@ -211,23 +220,46 @@ class LocalModel(BaseModel):
     @property
     def decoder(self) -> "Decoder":
         """The decoder; loads the model when it is first asked for."""
-        if self._held.decoder is None:
-            self._held.decoder = llma_rag.Decoder.shared(self.model, **self._loading())
-        return self._held.decoder
+        held, source = self.held, self._source()
+        decoder = held.decoder
+        if decoder is None or held.source != source:
+            decoder = llma_rag.Decoder.shared(self.model, **self._loading())
+            self.held = Held(decoder, source)
+        return decoder
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What traces and caches may know: what changes an answer, and no secrets."""
         told = (
-            "model", "revision", "dtype", "temperature", "top_p", "top_k", "seed", "max_tokens",
-            "stop", "timeout", "options", "citations", "min_citation_words",
+            "model", "tokenizer", "revision", "dtype", "quantization_config", "model_kwargs",
+            "tokenizer_kwargs", "temperature", "top_p", "top_k", "seed", "max_tokens", "stop",
+            "timeout", "options", "citations", "min_citation_words",
         )  # fmt: skip
-        return {name: value for name in told if (value := getattr(self, name)) not in (None, {})}
+        known = {name: getattr(self, name) for name in told}
+        for name in ("model_kwargs", "tokenizer_kwargs"):
+            given = known[name] or {}
+            known[name] = {key: value for key, value in given.items() if key not in _SECRETS}
+        return {name: value for name, value in known.items() if value not in (None, {})}
+
+    @classmethod
+    def _by_field(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments under the names of fields instead of their aliases."""
+        names = {
+            alias: name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.validation_alias, AliasChoices)
+            for alias in field.validation_alias.choices
+        }
+        return {names.get(name, name): value for name, value in given.items()}
 
     def _decoder_of(self, model: str) -> "Decoder":
         if model == self.model:
             return self.decoder
         return llma_rag.Decoder.shared(model, **self._loading())
+
+    def _source(self) -> dict[str, Any]:
+        """What the decoder is loaded from: a copy for another model must not use it."""
+        return {"model": self.model, **self._loading()}
 
     def _loading(self) -> dict[str, Any]:
         """Only what is set, so that equal requests name the same decoder."""
@@ -247,7 +279,7 @@ class LocalModel(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
     def _generation_options(
-        self, stop: Sequence[str] | None, call: Mapping[str, Any]
+        self, stop: Sequence[str] | None, *call: Mapping[str, Any]
     ) -> "GenerationOptions":
         fields = {
             "temperature": self.temperature,
@@ -258,7 +290,7 @@ class LocalModel(BaseModel):
             "stop": self.stop,
             "timeout": self.timeout,
         }
-        return generation_options(fields, self.options, call, {"stop": stop or None})
+        return generation_options({**fields, **self.options}, *call, {"stop": stop or None})
 
     def _documents(
         self,
@@ -279,6 +311,7 @@ class LocalModel(BaseModel):
         given: Mapping[str, Any],
         tools: tuple[Tool, ...] = (),
         history: tuple[str, ...] = (),
+        pipeline: Mapping[str, Any] | None = None,
     ) -> Call:
         """Put together a request from the fields and from what was given with the call."""
         options = dict(given)
@@ -293,7 +326,7 @@ class LocalModel(BaseModel):
             history=history,
             draft=options.pop("draft", self.draft),
             namespace=options.pop("namespace", self.namespace),
-            options=self._generation_options(stop, options),
+            options=self._generation_options(stop, pipeline or {}, options),
             citations=self.citations,
             min_citation_words=self.min_citation_words,
         )

@@ -17,6 +17,13 @@ _ONLY_WHEN_SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "seed",
 )  # fmt: skip
 
+_FIELDS = {
+    "max_new_tokens": "max_tokens",
+    "max_time": "timeout",
+    **{name: name for name in ("seed", "stop", "temperature", "top_k", "top_p")},
+}
+"""The decoder's options that are fields here."""
+
 _LOADING_FIELDS = {
     "attn_implementation": "attn_implementation",
     "dtype": "dtype",
@@ -32,29 +39,35 @@ _LOADING_FIELDS = {
 def generation_options(*layers: Mapping[str, Any]) -> GenerationOptions:
     """Merge layers of options, later ones first; what no layer sets stays unset.
 
-    A temperature of 0 means greedy decoding, a higher one sampling. Without a temperature the
-    model's own `generation_config` decides. Unknown names pass through: the decoder refuses them.
+    A layer with a temperature of 0 means greedy decoding, one with a higher temperature sampling,
+    unless it says `do_sample=False` itself. Without a temperature the model's own
+    `generation_config` decides. Unknown names pass through: the decoder refuses them.
 
     >>> generation_options({"max_tokens": 5, "temperature": 0.7}, {"temperature": 0})
     {'max_new_tokens': 5, 'do_sample': False}
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged |= {
-            _DECODER_NAMES.get(name, name): value
-            for name, value in layer.items()
-            if value is not None
-        }
+        merged |= _named_for_decoder(layer)
     if not merged.get("stop", True):
         del merged["stop"]
-    if merged.get("temperature") == 0:
-        merged["do_sample"] = False
-    elif "temperature" in merged:
-        merged.setdefault("do_sample", True)
     if merged.get("do_sample") is False:
         for name in _ONLY_WHEN_SAMPLING:
             merged.pop(name, None)
     return cast("GenerationOptions", merged)
+
+
+def _named_for_decoder(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a layer sets, in the decoder's names and with `do_sample` decided."""
+    named = {
+        _DECODER_NAMES.get(name, name): value for name, value in layer.items() if value is not None
+    }
+    if named.get("temperature") == 0:
+        del named["temperature"]
+        named["do_sample"] = False
+    elif "temperature" in named:
+        named.setdefault("do_sample", True)
+    return named
 
 
 def from_pipeline_kwargs(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,10 +93,31 @@ def from_pipeline_kwargs(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields_of_pipeline(pipeline_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `pipeline_kwargs` of `HuggingFacePipeline` as fields of our classes."""
-    options = from_pipeline_kwargs(pipeline_kwargs)
-    limit = options.pop("max_new_tokens", None)
-    return {"options": options} | ({} if limit is None else {"max_tokens": limit})
+    """Return the `pipeline_kwargs` of `HuggingFacePipeline` as fields of our classes.
+
+    What a field can say does not stay in `options`, so that another value of the field replaces it.
+
+    >>> fields_of_pipeline({"do_sample": True, "temperature": 0.7, "min_p": 0.1})
+    {'options': {'min_p': 0.1}, 'temperature': 0.7}
+    >>> fields_of_pipeline({"do_sample": False, "max_new_tokens": 5})
+    {'options': {}, 'max_tokens': 5, 'temperature': 0}
+    """
+    options = _named_for_decoder(from_pipeline_kwargs(pipeline_kwargs))
+    fields = {field: options.pop(name) for name, field in _FIELDS.items() if name in options}
+    if options.get("do_sample") is False:
+        fields["temperature"] = 0
+    if "temperature" in fields:
+        del options["do_sample"]
+    return {"options": options, **fields}
+
+
+def over_pipeline(taken: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a caller's own fields over those of a pipeline; `options` of both add up."""
+    options = own.get("options") or {}
+    fields = {**taken, **own, "options": {**taken["options"], **options}}
+    if options.get("do_sample") and "temperature" not in own and fields.get("temperature") == 0:
+        del fields["temperature"]
+    return fields
 
 
 def fields_of_loading(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:

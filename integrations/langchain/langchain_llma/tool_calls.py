@@ -101,4 +101,5 @@ def _with_id(call: WrittenCall) -> ToolCall:
 
 
 def _new_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
+    """Return nine letters and digits, the only form that Mistral's chat templates take."""
+    return uuid.uuid4().hex[:9]

@@ -3,13 +3,21 @@
 import copy
 import json
 import pickle
+import warnings
 from importlib.metadata import version
 from typing import Any, TypedDict
 
 import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumpd, dumps, load
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    trim_messages,
+)
+from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import tool
 from langchain_core.tracers import BaseTracer
 from pydantic import BaseModel
@@ -17,8 +25,9 @@ from pydantic import BaseModel
 import llma_rag
 from integrations.langchain.tests.probes import ProbeDecoder, UserRetriever, chat
 from integrations.langchain.tests.tiny import TEMPLATE
-from langchain_llma import ChatLLMA
+from langchain_llma import LLMA, ChatLLMA
 from llma_rag import Reference
+from llma_rag.testing import ScriptedModel, byte_tokenizer
 
 CORE = tuple(int(part) for part in version("langchain-core").split(".")[:2])
 
@@ -297,6 +306,8 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
     llm = chat(decoder, hf_token="top secret", temperature=0.5)
     assert "top secret" not in dumps(llm)
     assert "ProbeDecoder" not in dumps(llm)
+    traced = chat(decoder, model_kwargs={"token": "top secret", "variant": "x"})._identifying_params
+    assert traced["model_kwargs"] == {"variant": "x"}
     restored = load(
         dumpd(llm),
         secrets_map={"HF_TOKEN": "top secret"},
@@ -306,9 +317,51 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
     assert isinstance(restored, ChatLLMA)
     assert restored.temperature == 0.5
     unpickled = pickle.loads(pickle.dumps(llm))
-    assert unpickled._held.decoder is None
+    assert unpickled.held.decoder is None
+    assert "held" not in llm.model_dump()
+    assert "held" not in repr(llm)
     for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy()):
         assert copied.decoder is decoder
+
+
+class Registry:
+    """Stands for the models that can be loaded."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, dict[str, Any]]] = []
+
+    def shared(self, name: str, **options: Any) -> ProbeDecoder:
+        self.loaded.append((name, options))
+        return ProbeDecoder(f"loaded {name}")
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    registry = Registry()
+    monkeypatch.setitem(vars(llma_rag), "Decoder", registry)
+    return registry
+
+
+@pytest.mark.parametrize("kind", [ChatLLMA, LLMA])
+def test_a_configured_model_keeps_its_decoder(
+    decoder: ProbeDecoder, registry: Registry, kind: Any
+) -> None:
+    """LangChain rebuilds it from its fields."""
+    llm = kind.from_decoder(decoder, temperature=0.5)
+    told = llm.configurable_fields(temperature=ConfigurableField(id="t"))
+    told.with_config(configurable={"t": 0}).invoke("hello")
+    assert decoder.requests[0].options["do_sample"] is False
+    assert not registry.loaded
+
+
+def test_a_copy_for_another_model_loads_it(decoder: ProbeDecoder, registry: Registry) -> None:
+    llm = chat(decoder)
+    told = llm.configurable_fields(model=ConfigurableField(id="m"))
+    message = told.with_config(configurable={"m": "other"}).invoke("hello")
+    assert message.content == "loaded other"
+    assert llm.model_copy(update={"dtype": "bfloat16"}).invoke("hello").content == "loaded probe"
+    assert llm.invoke("hello").content == "the answer is ok"
+    assert registry.loaded == [("other", {"dtype": "auto"}), ("probe", {"dtype": "bfloat16"})]
 
 
 def test_earlier_turns_reach_the_decoder(decoder: ProbeDecoder) -> None:
@@ -325,6 +378,125 @@ def test_token_counts_are_the_models_own(decoder: ProbeDecoder) -> None:
     assert llm.get_num_tokens("twelve chars") == 3
     assert llm.get_num_tokens_from_messages([HumanMessage("hi")]) == len("<user>hi")
     assert chat(decoder, custom_get_token_ids=lambda text: [1]).get_num_tokens("abc") == 1
+
+
+ALTERNATING = (
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate, the user first.') }}{% endif %}"
+    "<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+)
+
+
+def _byte_chat(answer: str, template: str, **fields: Any) -> ChatLLMA:
+    """Make a chat model over a real tokenizer, a token for each byte, that says `answer`."""
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = template
+    model = ScriptedModel([*tokenizer(answer)["input_ids"], 1], eos_token_id=1)
+    return ChatLLMA.from_decoder(llma_rag.Decoder(model, tokenizer, warmup=False), **fields)
+
+
+CALLING = (
+    "{{ '<|user|>' }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    "{{ '<|assistant|>' }}{# knows tools #}"
+)
+RESPONSES = {
+    "start_anchor": "<|assistant|>",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close": "</tool_call>",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close": "</s>"},
+    },
+}
+
+
+def _parsing_chat(answer: str, **fields: Any) -> ChatLLMA:
+    """Make a chat model whose tokenizer knows itself how answers are read."""
+    llm = _byte_chat(answer, CALLING, **fields)
+    llm.decoder.tokenizer.response_template = RESPONSES  # type: ignore[attr-defined]
+    return llm
+
+
+def _both_ways(llm: Any, **options: Any) -> list[Any]:
+    return [llm.invoke("q", **options), _aggregate(llm.stream("q", **options))]
+
+
+def test_a_tokenizer_reads_its_models_calls() -> None:
+    for message in _both_ways(_parsing_chat(f"hi {CALL}").bind_tools([search])):
+        assert message.content.strip() == "hi"
+        assert [call["args"] for call in message.tool_calls] == [{"query": "x"}]
+
+
+def test_a_forced_call_is_read_beside_a_tokenizers_own_way() -> None:
+    """Our schema forces bare JSON, which is no call in the tokenizer's eyes."""
+    pytest.importorskip("llguidance", reason="forced calls are an optional extra")
+    call = json.dumps({"name": "search", "arguments": {"query": "x"}})
+    for message in _both_ways(_parsing_chat(call).bind_tools([search], tool_choice="any")):
+        assert message.content == ""
+        assert [call["args"] for call in message.tool_calls] == [{"query": "x"}]
+    llm = _parsing_chat(json.dumps({"name": "Joke", "arguments": json.loads(ANSWER)}))
+    parsed = llm.with_structured_output(Joke, method="function_calling").invoke("q")
+    assert parsed == Joke(setup="a", punchline="b")
+
+
+def test_a_cut_call_is_invalid_beside_a_tokenizers_own_way() -> None:
+    llm = _parsing_chat(f"hi {CALL}", max_tokens=40).bind_tools([search])
+    for message in _both_ways(llm):
+        assert message.content == "hi"
+        assert not message.tool_calls
+        assert "argume" in message.invalid_tool_calls[0]["args"]
+        assert message.response_metadata["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("answer", ["STOP", "hello STOP more", f"hello {CALL}STOP", "hello"])
+def test_a_stop_string_is_cut_before_a_tokenizer_reads(answer: str) -> None:
+    llm = _parsing_chat(answer).bind_tools([search])
+    for message in _both_ways(llm, stop=["STOP"]):
+        assert message.content.strip() == ("hello" if "hello" in answer else "")
+        assert len(message.tool_calls) == answer.count(CALL)
+
+
+def test_parts_of_a_conversation_are_counted() -> None:
+    """Of a template that refuses them the texts are counted."""
+    llm = _byte_chat("", ALTERNATING)
+    count = llm.get_num_tokens_from_messages
+    assert count([]) == 0
+    assert count([HumanMessage("hi")]) == len("<user>hi")
+    assert count([AIMessage("hi")]) == 2
+    assert count([AIMessage("hi"), AIMessage("you")]) == 5
+    with pytest.raises(ValueError, match="must hold text only"):
+        count([AIMessage([{"type": "image_url", "image_url": {"url": "x"}}])])
+
+
+def test_conversations_are_trimmed_by_their_tokens() -> None:
+    llm = _byte_chat("", ALTERNATING)
+    turns = [HumanMessage("one " * 9), AIMessage("two " * 9), HumanMessage("three")]
+    assert trim_messages(turns, max_tokens=60, token_counter=llm) == turns[1:]
+    assert trim_messages(turns, max_tokens=60, token_counter=llm, start_on="human") == turns[2:]
+    (long, options) = (HumanMessage("\n".join("abcdefgh" * 9)), {"allow_partial": True})
+    (trimmed,) = trim_messages(
+        [long], max_tokens=10, token_counter=llm, strategy="first", **options
+    )
+    assert 0 < len(trimmed.content) < 10
+
+
+def test_a_classic_memory_forgets_by_tokens() -> None:
+    classic = pytest.importorskip("langchain_classic.memory", reason="an optional companion")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        memory = classic.ConversationTokenBufferMemory(
+            llm=_byte_chat("", ALTERNATING), max_token_limit=10, return_messages=True
+        )
+    memory.save_context({"input": "word " * 50}, {"output": "word " * 50})
+    assert memory.buffer == []
+    memory.save_context({"input": "a"}, {"output": "b"})
+    assert [message.content for message in memory.buffer] == ["b"]
 
 
 def test_profile(tmp_path: Any) -> None:
@@ -354,17 +526,8 @@ def test_the_profile_knows_the_templates_tools(tmp_path: Any, template: str, cal
     assert (ChatLLMA(model=tmp_path).profile or {})["tool_calling"]
 
 
-def test_another_model_for_one_call(decoder: ProbeDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, asked = ProbeDecoder("other"), []
-
-    class Registry:
-        @staticmethod
-        def shared(name: str, **options: Any) -> ProbeDecoder:
-            asked.append((name, options))
-            return other
-
-    monkeypatch.setitem(vars(llma_rag), "Decoder", Registry)
+def test_another_model_for_one_call(decoder: ProbeDecoder, registry: Registry) -> None:
     message = chat(decoder).invoke("hello", model="second")
-    assert message.content == "other"
+    assert message.content == "loaded second"
     assert message.response_metadata["model_name"] == "second"
-    assert asked == [("second", {"dtype": "auto"})]
+    assert registry.loaded == [("second", {"dtype": "auto"})]

@@ -146,6 +146,34 @@ def test_spans_shrink_to_whole_words() -> None:
     assert citation["cited_text"] == "two three four"
 
 
+@pytest.mark.parametrize(
+    ("source", "length"),
+    [
+        ("渡轮于上午七点半从码头出发。", 12),
+        ("フェリーは七時半に出発します。", 12),
+        ("เรือออกเวลาเจ็ด", 12),
+        ("渡轮 Vessa 七点 7:30", 11),
+        ("internationalisation", None),
+        ("https://example.org/a/long/address", None),
+    ],
+)
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("你好", "吗"), ("So: ", ".")])
+def test_scripts_without_spaces(source: str, length: int | None, before: str, after: str) -> None:
+    """Runs of twelve characters are cited, also from the middle of a sentence."""
+    cited = []
+    for size in range(len(source) + 1):
+        copied = source[:size].strip()
+        span = CopiedSpan(
+            len(before), len(before) + len(copied), None, 0, 0, len(copied), in_prompt=True
+        )
+        citations = citations_of(
+            before + copied + after, [span], [Document(source)], min_words=4, scope="prompt"
+        )
+        assert [citation.get("cited_text") for citation in citations] in ([], [copied])
+        cited += [len(copied)] if citations else []
+    assert min(cited, default=None) == length
+
+
 TEXT = st.text(alphabet="ab .,\n", min_size=1, max_size=40)
 
 

@@ -294,12 +294,16 @@ def test_a_loaded_pipeline_is_taken_over(tiny: Path) -> None:
         taken = kind.from_huggingface(loaded)
         assert taken.decoder.model is pipe.pipeline.model
         assert taken.max_tokens == 7
-        assert taken.options == {"do_sample": False}
+        assert (taken.temperature, taken.options) == (0, {})
         assert taken.decoder is kind.from_huggingface(loaded).decoder, "a model has one owner"
     assert ChatLLMA.from_huggingface(pipe.pipeline).decoder.model is pipe.pipeline.model
     told = huggingface.ChatHuggingFace(llm=pipe, temperature=0.5, max_tokens=3, stop_sequences="x")
     chat = ChatLLMA.from_huggingface(told, temperature=0)
     assert (chat.temperature, chat.max_tokens, chat.stop) == (0, 3, ["x"])
+    pipe.pipeline_kwargs = {"do_sample": True, "temperature": 0.7}
+    chat = ChatLLMA.from_huggingface(pipe, temperature=0)
+    assert chat._generation_options(None, {}) == {"max_new_tokens": 512, "do_sample": False}
+    pipe.pipeline_kwargs = {"max_new_tokens": 7, "do_sample": False}
     old_text = pipe.invoke(PROMPT, skip_prompt=True)
     assert LLMA.from_huggingface(pipe).invoke(PROMPT) == old_text
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.caches import InMemoryCache
+from langchain_core.runnables import ConfigurableField
 
 from integrations.langchain.tests.probes import ProbeDecoder, chat, text_model
 from langchain_llma import LLMA, ChatLLMA
@@ -20,6 +22,12 @@ from langchain_llma.options import from_pipeline_kwargs, generation_options
         ([{"temperature": 0.5}], {"temperature": 0.5, "do_sample": True}),
         ([{"temperature": 0}, {"temperature": 0.5}], {"temperature": 0.5, "do_sample": True}),
         ([{"temperature": 0.5, "do_sample": False}], {"do_sample": False}),
+        ([{"temperature": 0, "do_sample": True}], {"do_sample": False}),
+        ([{"temperature": 0}, {"do_sample": True}], {"do_sample": True}),
+        (
+            [{"do_sample": False, "seed": 1}, {"temperature": 0.5}],
+            {"temperature": 0.5, "do_sample": True, "seed": 1},
+        ),
         ([{"top_p": 0.9, "seed": 1}], {"top_p": 0.9, "seed": 1}),
         ([{"max_tokens": 5}, {"max_new_tokens": 7}], {"max_new_tokens": 7}),
         ([{"max_new_tokens": 5}, {"max_completion_tokens": 7}], {"max_new_tokens": 7}),
@@ -108,6 +116,105 @@ def test_from_model_id_refuses_what_it_cannot_do(name: str, value: str) -> None:
     for cls in (ChatLLMA, LLMA):
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             cls.from_model_id("m", **{"task": "text-generation", name: value})
+
+
+async def test_a_call_with_options_is_not_cached(decoder: ProbeDecoder) -> None:
+    """Core keeps the texts of a text model under its fields, the prompt and the stop strings."""
+    llm = text_model(decoder, cache=InMemoryCache())
+    for answer in ("first", "second"):
+        decoder.script = answer
+        assert llm.invoke("hello") == await llm.ainvoke("hello") == "first"
+        assert llm.invoke("hello", max_tokens=2) == answer
+        assert await llm.ainvoke("hello", max_tokens=2) == answer
+        assert llm.batch(["hello"], config={"tags": ["a"]}) == ["first"]
+        assert llm.batch(["hello"], temperature=0) == [answer]
+    assert llm.invoke("hello", stop=["x"]) == "second"
+    decoder.script = "third"
+    assert llm.invoke("hello", stop=["x"]) == "second"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tokenizer": "t"},
+        {"tokenizer_kwargs": {"use_fast": False}},
+        {"model_kwargs": {"variant": "fp16"}},
+        {"quantization_config": {"load_in_4bit": True}},
+    ],
+    ids=str,
+)
+def test_caches_tell_models_apart(decoder: ProbeDecoder, field: dict[str, Any]) -> None:
+    cache = InMemoryCache()
+    assert text_model(decoder, cache=cache).invoke("hello") == "the answer is ok"
+    other = text_model(ProbeDecoder("other"), cache=cache, **field)
+    assert other.invoke("hello") == "other"
+    assert text_model(decoder, cache=cache).invoke("hello") == "the answer is ok"
+
+
+GREEDY = {"do_sample": False}
+WARM = {"do_sample": True, "temperature": 0.9}
+PIPELINE = {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 7, "max_time": 9}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "fields", "call", "expected"),
+    [
+        (PIPELINE, {}, {}, {"do_sample": True, "temperature": 0.7, "top_k": 5}),
+        (PIPELINE, {"temperature": 0}, {}, GREEDY),
+        (PIPELINE, {}, {"temperature": 0}, GREEDY),
+        (PIPELINE, {}, GREEDY, GREEDY),
+        (PIPELINE, {"options": GREEDY}, {}, GREEDY),
+        (PIPELINE, {"temperature": 0.9, "top_k": 3}, {}, WARM | {"top_k": 3}),
+        (PIPELINE, {"temperature": 0}, {"temperature": 0.9}, WARM | {"top_k": 5}),
+        ({"do_sample": True}, {"temperature": 0}, {}, GREEDY),
+        (GREEDY, {}, {}, GREEDY),
+        (GREEDY, {"temperature": 0.9}, {}, WARM),
+        (GREEDY, {"temperature": 0.9, "options": GREEDY}, {}, GREEDY),
+        (GREEDY, {"options": {"do_sample": True}}, {}, {"do_sample": True}),
+        (GREEDY, {}, {"temperature": 0.9, "seed": 3}, WARM | {"seed": 3}),
+        (GREEDY, {"seed": 3}, {"do_sample": True}, {"do_sample": True, "seed": 3}),
+    ],
+)
+def test_the_more_explicit_temperature_decides(
+    pipeline: dict[str, Any], fields: dict[str, Any], call: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    llm = ChatLLMA.from_model_id("m", pipeline_kwargs=pipeline, **fields)
+    options = dict(llm._generation_options(None, call))
+    options = {name: value for name, value in options.items() if not name.startswith("max_")}
+    assert options == expected
+
+
+def test_a_calls_pipeline_arguments_are_a_layer_of_their_own(decoder: ProbeDecoder) -> None:
+    llm = text_model(decoder)
+    for pipeline, call, expected in (
+        (GREEDY, {"temperature": 0.9}, WARM),
+        (PIPELINE, {"temperature": 0}, GREEDY),
+        (GREEDY, {"do_sample": True}, {"do_sample": True}),
+    ):
+        llm.bind(pipeline_kwargs=pipeline).invoke("hello", **call)
+        options = decoder.requests[-1].options
+        told = ("do_sample", "temperature")
+        assert {name: options[name] for name in told if name in options} == expected
+
+
+def test_a_pipelines_arguments_become_fields() -> None:
+    """Then another value of the field replaces them, under either of its names."""
+    told = PIPELINE | {"stop_sequence": "x", "seed": 1, "top_p": 0.5, "min_p": 0.1}
+    llm = LLMA.from_model_id("m", pipeline_kwargs=told)
+    assert (llm.temperature, llm.top_k, llm.top_p, llm.seed) == (0.7, 5, 0.5, 1)
+    assert (llm.max_tokens, llm.timeout, llm.stop) == (7, 9, ["x"])
+    assert llm.options == {"min_p": 0.1}
+    own = {"max_new_tokens": 3, "stop_sequences": ["y"], "options": {"typical_p": 0.2}}
+    llm = LLMA.from_model_id("m", pipeline_kwargs=told, **own)
+    assert (llm.max_tokens, llm.stop) == (3, ["y"])
+    assert llm.options == {"min_p": 0.1, "typical_p": 0.2}
+
+
+def test_a_configured_temperature_decides() -> None:
+    llm = ChatLLMA.from_model_id("m", pipeline_kwargs=PIPELINE)
+    told = llm.configurable_fields(temperature=ConfigurableField(id="t"))
+    made, _ = told.prepare({"configurable": {"t": 0}})  # type: ignore[attr-defined]
+    assert made._generation_options(None, {})["do_sample"] is False
 
 
 def test_calls_take_what_a_pipeline_takes(decoder: ProbeDecoder) -> None:

@@ -1,6 +1,7 @@
 """Tool calls: forced by a schema, read from text, kept out of what is streamed."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -52,6 +53,12 @@ def test_a_call_keeps_unicode(ascii_only: bool) -> None:
 def test_several_calls_get_ids_of_their_own() -> None:
     answer = read_answer(f"<tool_call>{JSON}</tool_call> and <tool_call>{JSON}</tool_call>", TOOLS)
     assert len({call["id"] for call in answer.calls}) == 2
+
+
+def test_ids_have_the_form_that_mistrals_templates_ask_for() -> None:
+    answer = read_answer(f"<tool_call>{JSON}</tool_call><tool_call>{{broken</tool_call>", TOOLS)
+    for call in (*answer.calls, *answer.invalid):
+        assert re.fullmatch("[a-zA-Z0-9]{9}", call["id"] or "")
 
 
 def test_the_tokenizers_own_reading() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
@@ -21,6 +22,20 @@ TEMPLATE = (
     "; {% endfor %}assistant: "
 )
 ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.tool_calls is defined %}[TOOL_CALLS] ["
+    "{% for c in m.tool_calls %}{% if c.id is not defined or c.id|length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
+    "{% endif %}{{ c.function | tojson }}, {{ c.id }}{% endfor %}]"
+    "{% elif m.role == 'tool' %}{% if m.tool_call_id|length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
+    '{% endif %}[TOOL_RESULTS] {"content": "{{ m.content }}", "call_id": "{{ m.tool_call_id }}"}'
+    "{% else %}[{{ m.role }}] {{ m.content }}{% endif %}{% endfor %}"
+    "{% if tools is not none %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}"
+)
+"""Mistral's, shortened: it checks ids, and shows an empty list of tools."""
 
 
 class SayingDecoder(ScriptedDecoder):
@@ -47,7 +62,13 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+def now() -> str:
+    """Tell the time."""
+    return "noon"
+
+
 TOOL = FunctionTool.from_defaults(add)
+NOW = FunctionTool.from_defaults(now)
 
 
 def prompts_of(llm):
@@ -99,6 +120,28 @@ def test_an_answer_without_a_call():
         llm.get_tool_calls_from_response(response)
 
 
+def test_every_call_has_an_id_of_its_own_that_strict_templates_take():
+    """Mistral's templates take nine letters and digits."""
+    llm = make(ADD + ADD, ADD)
+    ids = [
+        selection.tool_id
+        for _ in range(2)
+        for selection in llm.get_tool_calls_from_response(
+            llm.chat_with_tools([TOOL], user_msg="q", allow_parallel_tool_calls=True)
+        )
+    ]
+    assert len(set(ids)) == 3
+    assert all(re.fullmatch("[0-9a-zA-Z]{9}", one) for one in ids)
+
+
+async def test_function_agent_with_mistrals_template():
+    llm = make("[TOOL_CALLS] " + json.dumps([{"name": "add", "arguments": {"a": 2, "b": 3}}]), "5")
+    llm.decoder.tokenizer.chat_template = STRICT
+    agent = FunctionAgent(tools=[TOOL], llm=llm)
+    assert str(await agent.run("2 + 3?", memory=ChatMemoryBuffer.from_defaults())) == "5"
+    assert re.search(r'\{"content": "5", "call_id": "\w{9}"\}', prompts_of(llm)[1])
+
+
 def test_one_call_unless_several_are_allowed():
     for allowed, expected in ((False, 1), (True, 2)):
         response = make(ADD + ADD).chat_with_tools(
@@ -132,6 +175,59 @@ def test_a_required_call_is_constrained():
     assert schema["properties"]["name"] == {"const": "add"}
     assert set(schema["properties"]["arguments"]["properties"]) == {"a", "b"}
     assert calls_in(response.message)[0].arguments == {"a": 1, "b": 2}
+
+
+def named(schema):
+    """Return the tools of which a schema asks for one call."""
+    return [one["properties"]["name"]["const"] for one in schema.get("anyOf", [schema])]
+
+
+@pytest.mark.parametrize(
+    ("options", "offered", "forced"),
+    [
+        ({}, ["add", "now"], None),
+        ({"tool_choice": None}, ["add", "now"], None),
+        ({"tool_choice": "auto"}, ["add", "now"], None),
+        ({"tool_choice": "none"}, [], None),
+        ({"tool_choice": "any"}, ["add", "now"], ["add", "now"]),
+        ({"tool_choice": "required"}, ["add", "now"], ["add", "now"]),
+        ({"tool_required": True}, ["add", "now"], ["add", "now"]),
+        ({"tool_choice": "now"}, ["now"], ["now"]),
+        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ["now"], ["now"]),
+        ({"tool_choice": {"name": "now"}}, ["now"], ["now"]),
+        ({"tool_choice": "now", "tool_required": True}, ["now"], ["now"]),
+        ({"tool_choice": "auto", "tool_required": True}, ["add", "now"], None),
+        ({"tool_choice": "none", "tool_required": True}, [], None),
+    ],
+)
+def test_which_tools_a_choice_offers_and_forces(options, offered, forced):
+    said = '{"name": "now", "arguments": {}}'
+    llm = make(said)
+    response = llm.chat_with_tools([TOOL, NOW], user_msg="q", **options)
+    schema = llm.decoder.calls[0].options.get("json_schema")
+    assert (named(schema) if schema else None) == forced
+    assert [name for name in ("add", "now") if f'"name": "{name}"' in prompts_of(llm)[0]] == offered
+    assert len(calls_in(response.message)) == (1 if offered else 0)
+    assert response.message.content == ("" if offered else said)
+
+
+@pytest.mark.parametrize(
+    "choice", ["ad", {"type": "function", "function": {"name": "ad"}}, {"type": "any"}, {}, 1]
+)
+async def test_an_unknown_tool_choice_is_refused(choice):
+    llm = make()
+    with pytest.raises(ValueError, match=r"`tool_choice` must .* got .* are `add`, `now`"):
+        llm.chat_with_tools([TOOL, NOW], user_msg="q", tool_choice=choice)
+    with pytest.raises(ValueError, match="`tool_choice`"):
+        await llm.astream_chat_with_tools([TOOL], user_msg="q", tool_choice=choice)
+
+
+def test_no_tools_after_earlier_calls_are_no_empty_list():
+    llm = make("5")
+    llm.decoder.tokenizer.chat_template = STRICT
+    call = with_calls(ChatMessage(role="assistant", content=""), [ToolCall("c" * 9, "add", {})])
+    llm.chat_with_tools([TOOL], chat_history=[call], tool_choice="none")
+    assert "AVAILABLE_TOOLS" not in prompts_of(llm)[0]
 
 
 class Song(BaseModel):

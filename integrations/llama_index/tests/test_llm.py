@@ -1,10 +1,21 @@
+import doctest
 import inspect
 import json
 import logging
+import pickle
 
 import pytest
 import torch
-from llama_index.core.base.llms.types import CitableBlock, CitationBlock, TextBlock
+from llama_index.core.base.llms import types
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+)
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -20,8 +31,8 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from integrations.llama_index.tests.probes import make_index, read
 from integrations.llama_index.tests.scripted import ScriptedDecoder
-from llama_index.llms.llma import LLMA
-from llma_rag import ContextOverflowError, Reference
+from llama_index.llms.llma import LLMA, LLMAFunctionCalling, options
+from llma_rag import ContextOverflowError, Decoder, Reference
 
 MESSAGES = [
     ChatMessage(role="system", content="be brief"),
@@ -134,6 +145,98 @@ def test_loading_arguments_reach_the_model(model, tokenizer, tmp_path):
     assert llm.decoder.model.dtype == torch.float64
     json.dumps(llm.to_dict())
     llm.decoder.close()
+
+
+def shout(text):
+    return text.upper()
+
+
+@pytest.fixture
+def folder(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [LLMA, LLMAFunctionCalling])
+def test_a_pickled_llm_answers_with_the_model_that_is_loaded(cls, folder):
+    llm = cls(
+        model_name=folder,
+        device_map=None,
+        max_new_tokens=5,
+        stopping_ids=[7],
+        model_kwargs={"dtype": torch.float64},
+        generate_kwargs={"seed": 1},
+        query_wrapper_prompt="<q>{query_str}</q>",
+        completion_to_prompt=shout,
+        citations="blocks",
+        process_scope=True,
+        capture="off",
+    )
+    llm.system_prompt = "set later"
+    pickled = pickle.dumps(llm)
+    again = pickle.loads(pickled)
+    assert type(again) is cls
+    assert again.decoder is llm.decoder
+    assert again.complete("x").text == llm.complete("x").text
+    assert again.chat(MESSAGES).message.content == llm.chat(MESSAGES).message.content
+    kept = set(cls.model_fields) - {"callback_manager", "messages_to_prompt"}
+    assert {name: getattr(again, name) for name in kept} == {n: getattr(llm, n) for n in kept}
+    assert len(pickled) < 5000, "neither the model nor its tokenizer is in it"
+    assert pickle.loads(pickle.dumps(again)).max_new_tokens == 5
+    llm.decoder.close()
+
+
+def test_a_pickle_keeps_the_callers_template_and_leaves_callbacks_behind(folder):
+    handler = TokenCountingHandler(tokenizer=lambda text: [0])
+    llm = LLMA(
+        model_name=folder,
+        messages_to_prompt=generic_template,
+        callback_manager=CallbackManager([handler]),
+    )
+    again = pickle.loads(pickle.dumps(llm))
+    assert again.messages_to_prompt is generic_template
+    assert again.callback_manager.handlers == []
+    assert llm.callback_manager.handlers == [handler]
+    llm.decoder.close()
+
+
+def test_a_pickle_whose_model_is_gone_says_so(folder, tmp_path):
+    llm = LLMA(model_name=folder)
+    pickled = pickle.dumps(llm)
+    llm.decoder.close()
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    with pytest.raises(OSError, match=tmp_path.name):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize("given", ["decoder", "model", "tokenizer"])
+def test_an_llm_of_loaded_objects_refuses_to_be_pickled(given, model, tokenizer, folder):
+    llm = {
+        "decoder": lambda: LLMA(decoder=Decoder(model, tokenizer, warmup=False)),
+        "model": lambda: LLMA(model=model, tokenizer=tokenizer),
+        "tokenizer": lambda: LLMA(model_name=folder, tokenizer=tokenizer),
+    }[given]()
+    with pytest.raises(TypeError, match=r"`decoder`, `model` or `tokenizer`.*`model_name`"):
+        pickle.dumps(llm)
+    llm.decoder.close()
+
+
+@pytest.mark.skipif("rate_limiter" not in LLM.model_fields, reason="of llama-index-core 0.14")
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_a_rate_limiter_is_asked_once_per_call(endpoint):
+    class Limiter:
+        asked = 0
+
+        def acquire(self):
+            self.asked += 1
+
+        async def async_acquire(self):
+            self.asked += 1
+
+    limiter = Limiter()
+    await call(LLMA(decoder=ScriptedDecoder(), rate_limiter=limiter), endpoint)
+    assert limiter.asked == 1
 
 
 def test_unknown_options_are_refused_at_once():
@@ -263,6 +366,57 @@ def test_predict_applies_the_system_prompt_once():
         assert [prompt.count("SYS") for prompt in prompts_of(llm)] == [1, 1]
 
 
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_the_text_of_a_citable_block_is_in_the_prompt(template, role):
+    llm = LLMA(decoder=ScriptedDecoder(), system_prompt="SYS")
+    if not template:
+        llm.decoder.tokenizer.chat_template = None
+    content = [TextBlock(text="cite"), TextBlock(text="me")]
+    block = CitableBlock(title="t", source="s", content=content)
+    llm.chat([ChatMessage(role=role, blocks=[TextBlock(text="q"), block, TextBlock(text="r")])])
+    assert "q\ncite\nme\nr\n" in prompts_of(llm)[0]
+    assert [reference.text for reference in llm.decoder.calls[0].references] == ["cite", "me"]
+
+
+UNREADABLE = {
+    "image": ImageBlock(image=b"x"),
+    "audio": AudioBlock(audio=b"x"),
+    "document": DocumentBlock(data=b"x"),
+}
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("cls", [LLMA, LLMAFunctionCalling])
+def test_what_a_text_model_cannot_read_is_refused(cls, kind, template):
+    llm = cls(decoder=ScriptedDecoder())
+    if not template:
+        llm.decoder.tokenizer.chat_template = None
+    blocks = [TextBlock(text="What is this?"), UNREADABLE[kind]]
+    with pytest.raises(TypeError, match=f"must hold text only, got a block of type `{kind}`"):
+        llm.chat([ChatMessage(role="user", blocks=blocks)])
+    assert llm.decoder.calls == []
+
+
+def test_an_image_in_a_citable_block_is_refused(scripted):
+    block = CitableBlock(title="t", source="s", content=[UNREADABLE["image"]])
+    with pytest.raises(TypeError, match="got a block of type `image`"):
+        scripted.chat([ChatMessage(role="user", blocks=[block])])
+
+
+@pytest.mark.skipif(not hasattr(types, "ThinkingBlock"), reason="of llama-index-core 0.14")
+def test_blocks_that_say_nothing_to_the_model_are_left_out(scripted):
+    blocks = [
+        types.ThinkingBlock(content="hm"),
+        TextBlock(text="so"),
+        types.CachePoint(cache_control=types.CacheControl(type="ephemeral")),
+    ]
+    scripted.chat([ChatMessage(role="assistant", blocks=blocks)])
+    assert "<|im|>assistant\nso\n" in prompts_of(scripted)[0]
+    assert "hm" not in prompts_of(scripted)[0]
+
+
 def test_a_tokenizer_without_a_template_gets_the_generic_one():
     decoder = ScriptedDecoder()
     decoder.tokenizer.chat_template = None
@@ -324,7 +478,10 @@ def test_options_of_a_call_come_before_those_of_the_constructor():
         ({"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
         ({"temperature": 0.0}, {"do_sample": False}),
         ({"temperature": 0.7, "do_sample": False}, {"temperature": 0.7, "do_sample": False}),
+        ({"temperature": 0, "do_sample": True}, {"do_sample": True}),
         ({"pad_token_id": 0, "use_cache": True, "num_beams": 1, "top_k": None}, {}),
+        ({"max_tokens": None}, {}),
+        ({"max_new_tokens": None, "temperature": None, "draft": None, "namespace": None}, {}),
         ({"num_beams": 2}, {"num_beams": 2}),
         ({"draft": False, "namespace": "n"}, {"draft": False, "namespace": "n"}),
     ],
@@ -333,6 +490,44 @@ def test_options_that_reach_the_decoder(scripted, call, expected):
     """What nobody sets is not sent: the model's generation_config decides."""
     scripted.complete("x", **call)
     assert scripted.decoder.calls[0].options == {"max_new_tokens": 256, **expected}
+
+
+@pytest.mark.parametrize(
+    ("standing", "call", "expected"),
+    [
+        ({"temperature": 0}, {}, {"do_sample": False}),
+        ({"temperature": 0.0}, {"temperature": None}, {"do_sample": False}),
+        ({"temperature": 0}, {"temperature": 0.7}, {"temperature": 0.7, "do_sample": True}),
+        ({"temperature": 0}, {"do_sample": True}, {"do_sample": True}),
+        ({"temperature": 0, "do_sample": True}, {}, {"do_sample": True}),
+        ({"temperature": 0.7, "do_sample": True}, {"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0.7}, {}, {"temperature": 0.7}),
+        ({"max_tokens": 100}, {"max_new_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_new_tokens": 100}, {"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_tokens": 100}, {"max_new_tokens": None}, {"max_new_tokens": 100}),
+        ({"max_tokens": None}, {}, {}),
+        ({"top_k": 3, "seed": 1}, {"top_k": None, "seed": None}, {"top_k": 3, "seed": 1}),
+        ({"num_beams": 2}, {"num_beams": 1}, {}),
+    ],
+)
+def test_the_layer_nearer_to_the_call_wins(standing, call, expected):
+    llm = LLMA(decoder=ScriptedDecoder(), generate_kwargs=standing)
+    llm.complete("x", **call)
+    assert llm.decoder.calls[0].options == {"max_new_tokens": 256, **expected}
+
+
+def test_the_example_of_the_options():
+    assert doctest.testmod(options).failed == 0
+
+
+def test_a_standing_temperature_of_zero_is_greedy_on_a_model_that_samples(model, tokenizer):
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=0)
+    arguments = {"model": model, "tokenizer": tokenizer, "max_new_tokens": 12}
+    greedy = LLMA(**arguments, generate_kwargs={"temperature": 0})
+    sampling = LLMA(**arguments)
+    assert len({greedy.complete("hello").text for _ in range(3)}) == 1
+    assert len({sampling.complete("hello", seed=seed).text for seed in range(3)}) == 3
+    greedy.decoder.close()
 
 
 def test_stopping_ids_join_the_models_own():

@@ -36,6 +36,9 @@ from llma_rag import Decoder, Reference
 
 T = TypeVar("T")
 
+_OF_PROCESS = {"callback_manager", "rate_limiter"}
+"""Fields that no pickle holds."""
+
 
 class LLMA(TemplateLLM):
     """LLM that copies from what was retrieved; the answer is what the model writes anyway.
@@ -102,6 +105,7 @@ class LLMA(TemplateLLM):
     min_citation_chars: int = Field(default=24, ge=1, description="Shortest citation.")
 
     _decoder: Decoder = PrivateAttr()
+    _of_objects: bool = PrivateAttr()
 
     def __init__(
         self,
@@ -132,16 +136,19 @@ class LLMA(TemplateLLM):
         hf_compat: bool = True,
         process_scope: bool = False,
         min_citation_chars: int = 24,
+        rate_limiter: Any | None = None,
     ) -> None:
         """Load the model, once per process for equal arguments, and begin to capture.
 
         `decoder` takes the place of model and tokenizer, to share one with other code.
+        `rate_limiter` is llama-index-core 0.14's, which asks it before each call.
 
         Raises:
             ValueError: If neither `model_name` nor `model` nor `decoder` is given.
             TypeError: If `generate_kwargs` holds an unknown option.
             OSError: If the model cannot be found.
         """
+        of_objects = any(given is not None for given in (decoder, model, tokenizer))
         decoder = decoder or make_decoder(
             model_name,
             tokenizer_name,
@@ -184,9 +191,35 @@ class LLMA(TemplateLLM):
         }
         super().__init__(**fields)
         self._decoder = decoder
+        self._of_objects = of_objects
+        if rate_limiter is not None:
+            self.rate_limiter = rate_limiter  # core 0.13 has no such field and refuses it here
         if capture == "auto":
             install()
             process_wide.enabled |= process_scope
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments that make this LLM again, the model by its name.
+
+        Callbacks and a rate limiter belong to the process and stay behind.
+
+        Raises:
+            TypeError: If this LLM was made from loaded objects.
+        """
+        if self._of_objects:
+            raise TypeError(
+                "An `LLMA` made from `decoder`, `model` or `tokenizer` holds loaded objects and "
+                "cannot be pickled. Make it from `model_name` and `tokenizer_name`: every process "
+                "then loads the model once."
+            )
+        state = {name: getattr(self, name) for name in self.model_fields_set - _OF_PROCESS}
+        if prompts.is_chat_template(self.messages_to_prompt):
+            del state["messages_to_prompt"]  # it holds the tokenizer
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make this LLM from its arguments; a model that is gone is an error here."""
+        type(self).__init__(self, **state)
 
     @classmethod
     def class_name(cls) -> str:
@@ -297,9 +330,8 @@ class LLMA(TemplateLLM):
             process=self.process_scope,
         )
         prompt = prompts.encode(self._decoder.tokenizer, text, hf_compat=self.hf_compat)
-        arguments: dict[str, Any] = {
-            name: kwargs.pop(name) for name in ("draft", "namespace") if name in kwargs
-        }
+        own = {name: kwargs.pop(name, None) for name in ("draft", "namespace")}
+        arguments = {name: value for name, value in own.items() if value is not None}
         arguments |= options.decoding_options(self.generate_kwargs, kwargs, self.max_new_tokens)
         room = room_for_answer(len(prompt), self.context_window)
         arguments["max_new_tokens"] = min(arguments["max_new_tokens"], room)

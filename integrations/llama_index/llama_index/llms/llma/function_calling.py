@@ -87,20 +87,30 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         verbose: bool = False,
         allow_parallel_tool_calls: bool = False,
         tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        """Return the arguments of `chat`; a forced call is held to the schema of its tool.
+
+        `tool_choice` wins over `tool_required`; with `"none"` the model sees no tools.
+
+        Raises:
+            ValueError: If `tool_choice` names none of the tools.
+        """
         messages = list(chat_history or [])
         if user_msg is not None:
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(content=user_msg)
             messages.append(user_msg)
         offered = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
-        chosen = kwargs.pop("tool_choice", None)
-        if isinstance(chosen, str) and chosen in {tool["function"]["name"] for tool in offered}:
-            offered = [tool for tool in offered if tool["function"]["name"] == chosen]
-            tool_required = True
-        if tool_required and offered:
-            kwargs["json_schema"] = tool_call_schema(offered)
+        if tool_choice is None and tool_required:
+            tool_choice = "required"
+        forced = tool_calls.chosen_tools(offered, tool_choice)
+        if forced:
+            offered = forced
+            kwargs["json_schema"] = tool_call_schema(forced)
+        elif tool_choice == "none":
+            offered = []
         return {"messages": messages, "tools": offered, **kwargs}
 
     def _validate_chat_with_tools_response(
@@ -141,7 +151,10 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
                 "template does, or `LLMA` with `ReActAgent`."
             )
         text = tokenizer.apply_chat_template(
-            tool_calls.turns(messages), tools=tools, tokenize=False, add_generation_prompt=True
+            tool_calls.turns(messages),
+            tools=tools or None,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         return str(text)
 
@@ -161,9 +174,7 @@ def _respond(
     """Return a response whose tool calls are blocks; a stream holds their notation back."""
     written = read_tool_calls(text, known).calls if finished else ()
     calls = [
-        tool_calls.ToolCall(f"call_{number}", *call)
-        for number, call in enumerate(written)
-        if call.name in known
+        tool_calls.ToolCall(tool_calls.new_id(), *call) for call in written if call.name in known
     ]
     visible = text if finished and not calls else text_before_calls(text)
     if delta is not None:

@@ -22,22 +22,36 @@ def decoding_options(
 ) -> dict[str, Any]:
     """Join what the constructor and the call set; the model's `generation_config` sets the rest.
 
-    `max_tokens` is another name of `max_new_tokens`. A call's temperature asks for sampling, or
-    with 0 for the likeliest tokens, as everywhere in LlamaIndex.
+    The call wins. Its temperature asks for sampling, as everywhere in LlamaIndex.
+
+    >>> decoding_options({"max_tokens": 100, "temperature": 0}, {"max_new_tokens": 5}, 256)
+    {'max_new_tokens': 5, 'do_sample': False}
     """
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, **standing, **call}
-    if "max_tokens" in options:
-        options["max_new_tokens"] = options.pop("max_tokens")
-    if "temperature" in call and "do_sample" not in call:
-        options["do_sample"] = call["temperature"] != 0
+    nearer = _layer(call)
+    if "temperature" in nearer:
+        nearer.setdefault("do_sample", True)
+    options = {"max_new_tokens": max_new_tokens, **_layer(standing), **nearer}
     if options.get("temperature") == 0:
         del options["temperature"]
     options.pop("pad_token_id", None)  # one prompt at a time needs no padding
     return {
         name: value
         for name, value in options.items()
-        if not (value is None or (name in _NEUTRAL and value == _NEUTRAL[name]))
+        if not (name in _NEUTRAL and value == _NEUTRAL[name])
     }
+
+
+def _layer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what one layer sets: None sets nothing, and a temperature of 0 means no sampling.
+
+    `max_tokens` is another name of `max_new_tokens`.
+    """
+    layer = {name: value for name, value in given.items() if value is not None}
+    if "max_tokens" in layer:
+        layer["max_new_tokens"] = layer.pop("max_tokens")
+    if layer.get("temperature") == 0:
+        layer.setdefault("do_sample", False)
+    return layer
 
 
 def end_tokens(generation_config: Any, stopping_ids: Sequence[int]) -> list[int]:

@@ -1,7 +1,8 @@
 """Turn completions and messages into the text and the token ids of a prompt."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
@@ -11,6 +12,12 @@ from llma_rag import Reference
 
 _logger = logging.getLogger(__name__)
 _warned: set[str] = set()
+
+_SILENT = {"citation", "thinking", "tool_call", "cache"}
+"""Blocks that say nothing to the model again; calls are passed apart where a template knows them.
+
+Their classes are not in every llama-index-core 0.13.
+"""
 
 
 def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> list[ChatMessage]:
@@ -26,25 +33,57 @@ def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> l
         return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *messages]
     if (first.content or "").startswith(system_prompt):
         return list(messages)
-    joined = f"{system_prompt}\n\n{first.content or ''}"
-    return [ChatMessage(role=MessageRole.SYSTEM, content=joined), *messages[1:]]
+    joined = [TextBlock(text=f"{system_prompt}\n"), *first.blocks]
+    return [ChatMessage(role=MessageRole.SYSTEM, blocks=joined), *messages[1:]]
 
 
 def text_of_message(message: ChatMessage) -> str:
-    """Return a message's text; citations, thinking and extra arguments never enter a prompt."""
-    texts = [block.text for block in message.blocks if isinstance(block, TextBlock)]
-    return "\n".join(text for text in texts if text)
+    """Return a message's text, that of its citable blocks included.
+
+    Citations, thinking and extra arguments never enter a prompt.
+
+    Raises:
+        TypeError: If it holds something that is not text. Engines hide a ValueError.
+    """
+    return _joined(message.blocks)
+
+
+def _joined(blocks: Iterable[Any]) -> str:
+    return "\n".join(filter(None, map(_text_of_block, blocks)))
+
+
+def _text_of_block(block: Any) -> str:
+    if isinstance(block, TextBlock):
+        return block.text
+    if isinstance(block, CitableBlock):
+        return _joined(block.content)
+    if block.block_type in _SILENT:
+        return ""
+    raise TypeError(
+        f"A message must hold text only, got a block of type `{block.block_type}`. Describe it in "
+        "words, or use an LLM class for that kind of input."
+    )
 
 
 def chat_template(tokenizer: Any, messages: Sequence[ChatMessage]) -> str:
     """Return the prompt of the tokenizer's chat template, or the generic one where it has none."""
     if not getattr(tokenizer, "chat_template", None):
-        return generic_template(messages)
+        return generic_template([_plain(message) for message in messages])
     turns = [
         {"role": message.role.value, "content": text_of_message(message)} for message in messages
     ]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return str(text)
+
+
+def is_chat_template(function: object) -> bool:
+    """Whether a function that writes prompts is `chat_template` with a tokenizer."""
+    return isinstance(function, partial) and function.func is chat_template
+
+
+def _plain(message: ChatMessage) -> ChatMessage:
+    """Return a message that holds its text as one block."""
+    return message.model_copy(update={"blocks": [TextBlock(text=text_of_message(message))]})
 
 
 def encode(tokenizer: Any, text: str, *, hf_compat: bool) -> list[int]:
