@@ -63,7 +63,8 @@ class RequestOptions(GenerationOptions, total=False):
         history: Earlier turns of the conversation, needed only where the prompt does not hold them
             as they were (a chat template that drops or shortens them): they may be copied, and are
             never cited. Turns in the prompt are found there and need no second copy.
-        draft: False decodes plainly, one token per forward pass, and leaves nothing to draft from.
+        draft: False decodes plainly, one token per forward pass, and leaves nothing to draft from;
+            nothing is cited then.
         namespace: Whose request this is; nothing that outlives it crosses namespaces.
     """
 
@@ -196,7 +197,8 @@ class GenerationResult:
         token_ids: All generated tokens, the end token or the tokens of a stop string included, as
             `transformers` returns them.
         finish_reason: `"stop"` (end token, stop string or criterion) or `"length"`.
-        copied_spans: Maximal runs of the answer that were copied from references, in order.
+        copied_spans: Maximal runs of the answer that were copied from references, in order; none
+            where nothing is drafted.
         stats: Counts and times.
     """
 
