@@ -251,7 +251,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
     ) -> Call:
         options = dict(kwargs)
         choice = options.pop("tool_choice", None)
-        bound = tuple(options.pop("tools", None) or ())
+        bound = tuple(convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ())
         tools = bound if choice != "none" else ()
         schema = answer_schema(tools, choice, options.pop("response_format", None))
         template = self._template(options.pop("chat_template_kwargs", None))

@@ -87,7 +87,8 @@ def prompt_ids(
     """Tokenise a conversation with the model's chat template, special tokens exactly once.
 
     An assistant message at the end is continued. Where the template knows no tools, they are
-    described in the system message.
+    described in the system message, or where there is none in front of the first question: some
+    templates refuse system messages.
 
     Raises:
         ValueError: If the model has no chat template, or a message holds more than text.
@@ -156,6 +157,11 @@ def _role(message: BaseMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
+    """Return a message's text; halves of characters, which no tokenizer takes, are replaced."""
+    return _raw_text(message).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _raw_text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
     parts = [_block_text(block) for block in message.content]
@@ -184,7 +190,11 @@ def _with_tools_in_words(
     conversation: list[dict[str, Any]], tools: Sequence[Tool]
 ) -> list[dict[str, Any]]:
     words = _TOOLS_IN_WORDS.format(tools="\n".join(json.dumps(tool) for tool in tools))
-    if conversation and conversation[0]["role"] == "system":
-        first = conversation[0] | {"content": f"{conversation[0]['content']}\n\n{words}"}
-        return [first, *conversation[1:]]
-    return [{"role": "system", "content": words}, *conversation]
+    roles = [turn["role"] for turn in conversation]
+    if "system" not in roles and "user" not in roles:
+        return [{"role": "system", "content": words}, *conversation]
+    place = roles.index("system" if "system" in roles else "user")
+    parts = [conversation[place]["content"], words]
+    told = "\n\n".join(parts if "system" in roles else reversed(parts))
+    changed = conversation[place] | {"content": told}
+    return [*conversation[:place], changed, *conversation[place + 1 :]]

@@ -18,7 +18,7 @@ Schema: TypeAlias = dict[str, Any] | type
 
 
 def answer_schema(
-    tools: Sequence[Tool], tool_choice: Any, response_format: Mapping[str, Any] | None
+    tools: Sequence[Tool], tool_choice: Any, response_format: Mapping[str, Any] | type | None
 ) -> dict[str, Any] | None:
     """Return the JSON schema that an answer must follow; None leaves it free.
 
@@ -31,12 +31,14 @@ def answer_schema(
     return answer if answer is None or not tools else tool_call_schema(tools, answer)
 
 
-def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read OpenAI's `response_format`.
+def _schema_of(response_format: Mapping[str, Any] | type) -> dict[str, Any] | None:
+    """Read OpenAI's `response_format`, or a class that describes the answer.
 
     Raises:
         ValueError: If it has another form.
     """
+    if isinstance(response_format, type):
+        return dict(closed_schema(convert_to_json_schema(response_format)))
     kind = response_format.get("type")
     if kind == "text":
         return None

@@ -195,6 +195,38 @@ def test_tools_are_told_in_words_where_the_template_knows_none(decoder: ProbeDec
     assert '"name": "search"' in conversation[0]["content"]
 
 
+def test_tools_are_told_before_the_question_where_nobody_speaks_as_the_system(
+    decoder: ProbeDecoder,
+) -> None:
+    """Templates like Gemma's refuse a system message."""
+    decoder.tokenizer.chat_template = "{{ messages }}"
+    turns = [AIMessage("hi"), HumanMessage("hello"), AIMessage("yes?"), HumanMessage("now")]
+    chat(decoder).bind_tools([search]).invoke(turns)
+    conversation, _, _ = decoder.tokenizer.last
+    assert [turn["role"] for turn in conversation] == ["assistant", "user", "assistant", "user"]
+    assert conversation[1]["content"].startswith("You may call")
+    assert conversation[1]["content"].endswith("\n\nhello")
+    chat(decoder).bind_tools([search]).invoke([AIMessage("hi")])
+    assert decoder.tokenizer.last[0][0]["role"] == "system"
+
+
+def test_classes_are_bound_as_what_they_describe(decoder: ProbeDecoder) -> None:
+    class Answer(BaseModel):
+        """An answer."""
+
+        size: int
+
+    chat(decoder).bind(tools=[Answer]).invoke("hello")
+    assert decoder.tokenizer.last[1][0]["function"]["name"] == "Answer"
+    chat(decoder).bind(response_format=Answer).invoke("hello")
+    assert decoder.requests[1].options["json_schema"]["properties"]["size"]["type"] == "integer"
+
+
+def test_half_a_character_is_replaced(decoder: ProbeDecoder) -> None:
+    chat(decoder).invoke([HumanMessage("bad \ud83d, good \ud83d\ude00")])
+    assert decoder.tokenizer.last[0][0]["content"] == "bad \ufffd, good \U0001f600"
+
+
 async def test_tool_calls_are_read_in_every_mode(decoder: ProbeDecoder) -> None:
     decoder.script = f"Let me look. {CALL}"
     llm = chat(decoder).bind_tools([search])
