@@ -417,6 +417,12 @@ def test_blocks_that_say_nothing_to_the_model_are_left_out(scripted):
     assert "hm" not in prompts_of(scripted)[0]
 
 
+async def test_half_a_character_is_replaced(scripted):
+    for endpoint in ENDPOINTS:
+        await call(scripted, endpoint, "bad \ud83d, good \ud83d\ude00")
+    assert all("bad \ufffd, good \U0001f600" in prompt for prompt in prompts_of(scripted))
+
+
 def test_a_tokenizer_without_a_template_gets_the_generic_one():
     decoder = ScriptedDecoder()
     decoder.tokenizer.chat_template = None

@@ -90,8 +90,9 @@ def encode(tokenizer: Any, text: str, *, hf_compat: bool) -> list[int]:
     """Return the token ids of a prompt.
 
     A template may have written the token that begins a text; HuggingFaceLLM's prompts then begin
-    with two of them, and so do these with `hf_compat`.
+    with two of them, and so do these with `hf_compat`. Halves of characters are replaced.
     """
+    text = _encodable(text)
     begin = tokenizer.bos_token
     begun = bool(begin) and text.startswith(begin)
     ids = list(tokenizer(text, add_special_tokens=hf_compat or not begun)["input_ids"])
@@ -102,7 +103,12 @@ def encode(tokenizer: Any, text: str, *, hf_compat: bool) -> list[int]:
 
 def encode_plainly(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of a text without special tokens, to measure it."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_encodable(text), add_special_tokens=False)["input_ids"])
+
+
+def _encodable(text: str) -> str:
+    """Return a text without halves of characters, which broken documents hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def citable(messages: Sequence[ChatMessage]) -> list[Reference]:
