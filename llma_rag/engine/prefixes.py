@@ -98,8 +98,9 @@ class PrefixCache:
         Writes through `.data` are not counted by torch: one number of each weight tells of them.
         """
         yield sum(one._version for one in self._parameters if not one.is_inference())
-        yield [one.data_ptr() for one in self._parameters]
-        numbers = [one.flatten()[one.numel() // 2] for one in self._parameters if one.numel()]
+        plain = [one for one in self._parameters if type(one.detach()) is torch.Tensor]
+        yield [one.data_ptr() for one in plain]
+        numbers = [one.flatten()[one.numel() // 2] for one in plain if one.numel()]
         by_kind = groupby(sorted(numbers, key=_kind), _kind)
         yield [torch.stack([*kind]).tolist() for _, kind in by_kind]
 
