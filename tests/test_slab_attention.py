@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llma_rag.engine.attention import packed_attention
+from llma_rag.engine.cpu import slab_attention
 from llma_rag.engine.cpu.half_product import can_keep
 from llma_rag.engine.cpu.slab_attention import MOST_ROWS, attend, can_attend
 
@@ -130,3 +131,18 @@ def test_other_heads_and_more_rows_are_left_to_torch() -> None:
     assert not can_attend(queries[..., :4], keys[..., :4])
     wide = torch.zeros((1, 4, MOST_ROWS // 2 + 1, 32))
     assert not can_attend(wide, keys)
+
+
+def test_threads_work_in_room_of_their_own_and_pieces_keep_what_is_joined() -> None:
+    """Behind many tokens room for the scores of all pieces would be the larger part."""
+    case = _case(8, 2, 21, 64, 8192)
+
+    def room() -> int:
+        attend(*case, None, 8000, 8021, SCALE)
+        found: int = slab_attention._rooms.room.nbytes
+        return found
+
+    with ThreadPoolExecutor(1) as pool:  # whose room is new
+        taken = pool.submit(room).result()
+    kept = 32 * 2 * 84 * (64 + 2) * 4
+    assert kept < taken < kept + threads * (84 * 256 * 4 + 64 * 32 * 4) + 1

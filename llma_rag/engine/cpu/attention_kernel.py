@@ -71,15 +71,14 @@ def _score(
 @compiled
 def _attend_piece(
     queries: int, keys: int, values: int, mask: int, width: int, rows: int, wide: int,
-    dim: int, start: int, first: int, count: int, scale: Any, room: int,
+    dim: int, start: int, first: int, count: int, scale: Any, room: int, scores: int,
 ) -> None:  # fmt: skip
     """Compute the shares of `count` keys from `first` on for the `wide` rows of a head of keys.
 
-    `room` holds shares [wide, dim], largest scores and sums [2, wide], scores [wide, PIECE] and
-    transposed keys [dim, COLUMNS].
+    `room` receives shares [wide, dim], largest scores and sums [2, wide]. At `scores` there is room
+    for scores [wide, PIECE] and transposed keys [dim, COLUMNS].
     """
     tops = room + wide * dim * 4
-    scores = tops + 2 * wide * 4
     transposed = scores + wide * PIECE * 4
     _score(queries, wide, dim, keys, count, transposed, scores)
     found = floats(tops, 2 * wide)
@@ -142,6 +141,7 @@ def attend_pieces(address: int) -> None:
     room, size = load(address, 14), load(address, 15)
     scale = float_of(np.uint32(load(address, 16)))
     pieces, wide = (end + PIECE - 1) // PIECE, rows * group
+    scratch = load(address, 19) + take(address + 18 * 8) * load(address, 20)
     task = take(address)
     while task < pieces * kv_heads:
         head, piece = task // pieces, task % pieces
@@ -150,7 +150,7 @@ def attend_pieces(address: int) -> None:
         _attend_piece(
             queries + head * wide * dim * 4, keys + place, values + place, mask, width,
             rows, wide, dim, start, first, min(PIECE, end - first), scale,
-            room + task * size,
+            room + task * size, scratch,
         )  # fmt: skip
         task = take(address)
 

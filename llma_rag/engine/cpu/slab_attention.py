@@ -13,7 +13,7 @@ from llma_rag.engine.cpu.half_product import ALONE, can_keep
 from llma_rag.engine.cpu.threads import run_in_parallel
 
 MOST_ROWS = 256
-"""Rows, times the heads that share keys, up to which the kernel's room stays small."""
+"""Rows, times the heads that share keys, up to which what is kept of a piece stays small."""
 
 _rooms = threading.local()
 """Memory between the kernel's two passes, of each thread that asks for attention."""
@@ -37,10 +37,13 @@ class Arguments(Structure):
         start: Tokens in the slab before the new ones.
         end: Tokens in it with them, and hidden ones.
         stride: Numbers from one head of keys to the next.
-        room: Address of the kernel's memory.
+        room: Address of what is kept of pieces until they are joined.
         size: Bytes of it for one piece of one head.
         scale: The bits of the scores' factor, float32.
         output: Address of [rows, kv_heads, group, dim].
+        thread: The next number of a thread, likewise.
+        scratch: Address of what threads work in.
+        scratch_size: Bytes of it for one thread.
     """
 
     _fields_ = [
@@ -48,6 +51,7 @@ class Arguments(Structure):
         for name in (
             "task", "joined", "queries", "keys", "values", "mask", "width", "rows", "group",
             "kv_heads", "dim", "start", "end", "stride", "room", "size", "scale", "output",
+            "thread", "scratch", "scratch_size",
         )
     ]  # fmt: skip
 
@@ -95,7 +99,9 @@ def attend(
     kv_heads = keys.shape[1]
     wide = rows * (heads // kv_heads)
     pieces = -(-end // PIECE)
-    size = 4 * (wide * (dim + 2 + PIECE) + dim * COLUMNS)
+    size, scratch_size = 4 * wide * (dim + 2), 4 * (wide * PIECE + dim * COLUMNS)
+    kept = size * kv_heads * pieces
+    room = _room(kept + scratch_size * torch.get_num_threads()).data_ptr()
     output = queries.new_empty((1, rows, heads, dim))
     given = Arguments(
         queries=queries.data_ptr(),
@@ -110,10 +116,13 @@ def attend(
         start=start,
         end=end,
         stride=keys.stride(1),
-        room=_room(size * kv_heads * pieces).data_ptr(),
+        room=room,
         size=size,
         scale=struct.unpack("<i", struct.pack("<f", scale))[0],
         output=output.data_ptr(),
+        thread=0,
+        scratch=room + kept,
+        scratch_size=scratch_size,
     )
     run_in_parallel(attend_pieces.address, addressof(given))
     alone = output.numel() * pieces <= ALONE
