@@ -49,7 +49,7 @@ SETTLED, FURTHER_ROUNDS = 0.03, 4
 for at most so many rounds more, the times are measured again."""
 
 SLOW_PASS = 0.15
-"""Seconds of one pass from which a model is measured at few widths."""
+"""Seconds of one pass from which a model is measured at few widths, behind the longer context."""
 
 SMALLEST = 20_000_000
 """Parameters below which a model is not measured: its passes cost what launching them costs."""
@@ -129,14 +129,16 @@ def _measure(timer: _Timer) -> Calibration:
     deadline = time.perf_counter() + SECONDS / len(contexts)
     found: dict[int, Mapping[int, float]] = {}
     branching: dict[int, float] = {}
-    for context in contexts:
+    for context in sorted(contexts, reverse=True):
         row = _row(runner, context)
         times = _times(timer, row, deadline)
         found[context] = _relative(times)
+        single = min(one[1] for one in times)
         if runner.supports_trees:
-            single = min(one[1] for one in times)
             rounds = SLOW_ROUNDS if single > SLOW_PASS else ROUNDS[0]
             branching[context] = round(_branching(timer, row, rounds) / single, 4)
+        if single > SLOW_PASS:
+            break
         deadline += SECONDS / len(contexts)
     return Calibration(found, branching)
 
