@@ -152,7 +152,10 @@ MASKED: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 """Families that limit what a layer sees by the mask alone, here to more tokens than are probed."""
 
-FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT, **MASKED}
+UNWINDOWED: dict[str, tuple[str, dict]] = {"moshi": ("moshi", {"sliding_window": 64})}
+"""Families that see beyond the window that their configuration names."""
+
+FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT, **MASKED, **UNWINDOWED}
 
 
 def config_of(family: str, **changes) -> PretrainedConfig:

@@ -13,7 +13,7 @@ from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.probe import EXPLAINED, probe, runner_of
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.engine.verdict import Verdict
-from tests.families import ATTENTION, HYBRID, MASKED, build, config_of, model_of
+from tests.families import ATTENTION, HYBRID, MASKED, UNWINDOWED, build, config_of, model_of
 from tests.models import VOCAB, character_tokenizer, of_generate
 
 
@@ -221,6 +221,27 @@ def test_windows_the_masks_do_not_know_exclude_trees() -> None:
     config = config_of("gemma3")
     config.layer_types = ["chunked_attention", *config.layer_types[1:]]
     assert not knows_layers(config)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", [*MASKED, *UNWINDOWED, "mistral_window", "gemma3"])
+def test_trees_see_what_steps_see_beyond_the_probe(family: str, attention: str) -> None:
+    """Windows of which the masks of trees are made are longer than what is probed."""
+    own = family in MASKED or family in UNWINDOWED
+    model = build(family, attention, **({} if own else {"sliding_window": 64}))
+    runner = runner_of(model)
+    assert runner.supports_trees == runner.can_fix == (family not in {*UNWINDOWED, "llama4_text"})
+    if not runner.supports_trees:
+        return
+    ids = [4 + n * n % 50 for n in range(150)]
+    row = runner.open_row(200)
+    prompt = Pass(row, ids[:-3])
+    runner.run(prompt)
+    runner.keep(prompt, [])
+    step = Pass(row, ids[-3:-2], [5, ids[-2], 6, ids[-1], 7], [-1, -1, 0, 1, 1])
+    found = runner.logits(step)[[0, 2, 4]]
+    expected = model(torch.tensor([ids])).logits[0, -3:]
+    assert (found - expected).abs().max() / expected.abs().max() < EXPLAINED
 
 
 @pytest.mark.parametrize("family", [*MASKED, "mistral_window", "gemma3"])

@@ -19,7 +19,7 @@ from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner, check_model
-from llma_rag.engine.twin import is_hooked, modules_of, twin
+from llma_rag.engine.twin import can_twin, is_hooked, modules_of, twin, with_short_windows
 from llma_rag.engine.verdict import MemoryKind, Verdict
 
 PROBED_TOKENS = 32
@@ -185,7 +185,12 @@ def _verdict(model: PreTrainedModel, memory: MemoryKind, steps: _Steps) -> Verdi
     runner = StepRunner(model, Verdict(memory=memory))
     worst = steps.compare(_chain(runner, steps), "A pass over several tokens")
     what = f"Passes over several tokens give the logits of single steps (to {worst:.1e})"
-    trees = memory == "slab" and knows_layers(model.config) and _trees_are_right(runner, steps)
+    trees = (
+        memory == "slab"
+        and knows_layers(model.config)
+        and _trees_are_right(runner, steps)
+        and _windows_are_right(model, steps)
+    )
     if not steps.exact:
         kind = str(model.dtype).removeprefix("torch.")
         reason = f"{what}, as near as {kind} rounds; near ties may be decided otherwise."
@@ -297,6 +302,24 @@ def _trees_are_right(runner: StepRunner, steps: _Steps) -> bool:
     except Exception:  # masks of this form fail in many ways, and chains do without them
         return False
     return True
+
+
+def _windows_are_right(model: PreTrainedModel, steps: _Steps) -> bool:
+    """Return whether trees see what single steps see where windows end before the probe does.
+
+    Some families do not window as their configuration says, which masks of trees are made by.
+    """
+    longest = max((window or 0 for window in windows_of(model.config)), default=0)
+    if longest < len(steps.ids):
+        return True
+    if not can_twin(model):
+        return False
+    short = with_short_windows(model, len(steps.ids) // 4)
+    try:
+        measure = _single_steps(short, steps.ids)
+        return _trees_are_right(StepRunner(short, Verdict(memory="slab")), measure)
+    except Exception:  # chains do without
+        return False
 
 
 def _line(length: int) -> range:

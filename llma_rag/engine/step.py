@@ -123,6 +123,7 @@ class StepRunner:
         """Whether steps could have one shape: masks must hide what fills them up."""
         return (
             self.verdict.memory == "slab"
+            and self.verdict.trees  # whose masks are made in the same way
             and knows_layers(self.model.config)
             and self.rope.switch is None
             and "position_ids" in self._parameters

@@ -39,6 +39,21 @@ def twin(
     return copied
 
 
+def with_short_windows(model: PreTrainedModel, window: int) -> PreTrainedModel:
+    """Return a twin in which sliding windows that are wider see `window` tokens.
+
+    Args:
+        model: Must pass `can_twin`.
+        window: Tokens that a row sees, itself included.
+    """
+    copied = twin(model)
+    for holder in (*_configs(copied), *copied.modules()):
+        known = vars(holder).get("sliding_window")
+        if isinstance(known, int) and known > window:
+            vars(holder)["sliding_window"] = window
+    return copied
+
+
 def can_twin(model: nn.Module) -> bool:
     """Return whether every module finds its way by its class alone, and keeps it.
 
