@@ -1,8 +1,5 @@
 """Attend to a slab of keys and values without repeating or masking what needs neither."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +13,6 @@ from llma_rag.engine.cpu.onednn_product import lacks_products
 PACKED = "llma_packed"
 """Name under which `packed_attention` is registered with transformers; no mask function goes with
 it, so that transformers builds no masks at all."""
-
-WATCHED = "llma_watched"
-"""Likewise, of `watched_attention`."""
 
 MAX_PACKED_ROWS = 64
 """Widest pass whose query heads are packed; wider ones repeat the keys, which costs less there."""
@@ -86,32 +80,6 @@ def packed_attention(
 
 
 AttentionInterface.register(PACKED, packed_attention)
-
-
-_windows: ContextVar[list[int | None]] = ContextVar("windows")
-"""What `watched_attention` was told of."""
-
-
-def watched_attention(
-    module: nn.Module, *states: Any, sliding_window: int | None = None, **given: Any
-) -> tuple[torch.Tensor, None]:
-    """Do as `packed_attention`, and note the window; for use within `watching_windows`."""
-    _windows.get().append(sliding_window)
-    return packed_attention(module, *states, sliding_window=sliding_window, **given)
-
-
-AttentionInterface.register(WATCHED, watched_attention)
-
-
-@contextmanager
-def watching_windows() -> Iterator[list[int | None]]:
-    """Yield a list to which every layer that attends in this thread adds the window it names."""
-    found: list[int | None] = []
-    token = _windows.set(found)
-    try:
-        yield found
-    finally:
-        _windows.reset(token)
 
 
 def forget_biases() -> None:

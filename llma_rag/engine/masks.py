@@ -32,7 +32,7 @@ def attention_for_tree(
     distance = positions[kept:, None] - positions[None, :]
     masks = {
         kind: _as_model_wants(model, _windowed(visible, distance, config, kind).to(device))
-        for kind in (getattr(config, "layer_types", None) or _only_kind(config))
+        for kind in (getattr(config, "layer_types", None) or only_kind(config))
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -44,19 +44,12 @@ def knows_layers(config: PretrainedConfig) -> bool:
     would see other tokens in a tree than in a chain.
     """
     text = config.get_text_config(decoder=True)
-    kinds = set(getattr(text, "layer_types", None) or _only_kind(text))
+    kinds = set(getattr(text, "layer_types", None) or only_kind(text))
     return kinds <= {"full_attention", "sliding_attention"} and not hasattr(text, "attention_types")
 
 
-def windows_of(config: PretrainedConfig) -> list[int | None]:
-    """Return how many tokens each layer sees, itself included; None for all."""
-    text = config.get_text_config(decoder=True)
-    kinds = getattr(text, "layer_types", None) or _only_kind(text) * text.num_hidden_layers
-    window: int | None = getattr(text, "sliding_window", None)
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _only_kind(config: object) -> list[str]:
+def only_kind(config: object) -> list[str]:
+    """Return the kind of all layers of a configuration that names none."""
     return ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
 
 

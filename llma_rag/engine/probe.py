@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from llma_rag.engine.attention import WATCHED, watching_windows
 from llma_rag.engine.cache import supports_slab
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.load import most_positions
-from llma_rag.engine.masks import knows_layers, windows_of
+from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner, check_model
-from llma_rag.engine.twin import can_twin, is_hooked, modules_of, twin, with_short_windows
+from llma_rag.engine.twin import can_twin, is_hooked, modules_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
+from llma_rag.engine.windows import tells_windows, windows_of, with_short_windows
 
 PROBED_TOKENS = 32
 """Tokens of a probe, where the model's context holds as many."""
@@ -155,26 +155,10 @@ class _Steps:
 
 def _candidates(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, MemoryKind]]:
     if supports_slab(model.config):
-        if can_be_fast(model) and _tells_windows(model):
+        if can_be_fast(model) and tells_windows(model):
             yield fast_view(model), "slab"
         yield model, "slab"
     yield model, "own"
-
-
-def _tells_windows(model: PreTrainedModel) -> bool:
-    """Return whether each layer tells our attention, for which no masks are made, what it sees.
-
-    Some families limit that by the mask alone, to more tokens than are probed.
-    """
-    if not knows_layers(model.config):
-        return False
-    runner = StepRunner(twin(model, attention=WATCHED), Verdict(memory="none"))
-    with watching_windows() as found:
-        try:
-            runner.run(Pass(runner.open_row(1), [1]))
-        except Exception:  # whatever a model raises: it runs as it is
-            return False
-    return found == windows_of(model.config)
 
 
 def _plainly(reason: str, memory: MemoryKind) -> Verdict:

@@ -34,23 +34,8 @@ def twin(
     memo: dict[int, Any] = {}
     copied: PreTrainedModel = _twin(model, memo, exchange)
     if attention is not None:
-        for original in _configs(model):
+        for original in configs_of(model):
             memo[id(original)]._attn_implementation_internal = attention
-    return copied
-
-
-def with_short_windows(model: PreTrainedModel, window: int) -> PreTrainedModel:
-    """Return a twin in which sliding windows that are wider see `window` tokens.
-
-    Args:
-        model: Must pass `can_twin`.
-        window: Tokens that a row sees, itself included.
-    """
-    copied = twin(model)
-    for holder in (*_configs(copied), *copied.modules()):
-        known = vars(holder).get("sliding_window")
-        if isinstance(known, int) and known > window:
-            vars(holder)["sliding_window"] = window
     return copied
 
 
@@ -124,7 +109,8 @@ def _config(config: PretrainedConfig, memo: dict[int, Any]) -> PretrainedConfig:
     return found
 
 
-def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+def configs_of(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Return the configurations that a model's modules read, parts included."""
     found: dict[int, PretrainedConfig] = {}
     for module in model.modules():
         for value in vars(module).values():
