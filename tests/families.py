@@ -152,10 +152,17 @@ MASKED: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 """Families that limit what a layer sees by the mask alone, here to more tokens than are probed."""
 
+INDEXED: dict[str, tuple[str, dict]] = {
+    "deepseek_v32": (
+        "deepseek_v32", dict(_LATENT, index_topk=64, index_head_dim=16, index_n_heads=2)
+    ),
+}  # fmt: skip
+"""Families that select the tokens they look at."""
+
 UNWINDOWED: dict[str, tuple[str, dict]] = {"moshi": ("moshi", {"sliding_window": 64})}
 """Families that see beyond the window that their configuration names."""
 
-FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT, **MASKED, **UNWINDOWED}
+FAMILIES = {**ATTENTION, **HYBRID, **RECURRENT, **MASKED, **UNWINDOWED, **INDEXED}
 
 
 def config_of(family: str, **changes) -> PretrainedConfig:

@@ -1,6 +1,7 @@
 """The engine's rows, trees, failures and caches: T18, T20 and the trees of T01."""
 
 import copy
+import inspect
 import random
 
 import pytest
@@ -111,14 +112,15 @@ def test_T30_less_memory_halves_the_draft_and_changes_no_token() -> None:
     model = build("llama", seed=4)
     decoder = Decoder(model, character_tokenizer())
     plain = decoder.generate([10, 11, 12], max_new_tokens=30, draft=False)
-    forward = model.model.forward
+    forward = model.forward
 
     def limited(*args, **kwargs):
         if kwargs["input_ids"].shape[1] > 4:
             raise torch.OutOfMemoryError("out of memory")
         return forward(*args, **kwargs)
 
-    model.model.forward = limited
+    limited.__signature__ = inspect.signature(forward)
+    model.forward = limited
     references = [character_tokenizer().decode(list(plain.token_ids))]
     result = decoder.generate([10, 11, 12], references=references, max_new_tokens=30)
     assert result.token_ids == plain.token_ids

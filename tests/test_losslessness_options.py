@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -30,7 +31,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "forced_bos_token_id": [{"forced_bos_token_id": 95}],
     "forced_eos_token_id": [{"forced_eos_token_id": 1}, {"forced_eos_token_id": [1, 7]}],
     "min_new_tokens": [{"min_new_tokens": 12, "eos_token_id": list(range(1, 60))}],
-    "eos_token_id": [{"eos_token_id": list(range(40, 44))}],
+    "eos_token_id": [{"eos_token_id": list(range(40, 44))}, {"eos_token_id": np.int64(41)}],
     "exponential_decay_length_penalty": [
         {"exponential_decay_length_penalty": (5, 1.6), "eos_token_id": list(range(1, 6))}
     ],

@@ -118,7 +118,7 @@ def test_chunks_are_written_to_slabs_that_were_captured() -> None:
     assert cache.restore(row, ids, None) == 2 * CHUNK
 
 
-@pytest.mark.parametrize("write", ["data", "exchange"])
+@pytest.mark.parametrize("write", ["data", "exchange", "buffer"])
 def test_weights_that_torch_does_not_see_written_to_count(write: str) -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     kept = Decoder(model, character_tokenizer(), prefix_cache_bytes=1 << 20)
@@ -127,8 +127,10 @@ def test_weights_that_torch_does_not_see_written_to_count(write: str) -> None:
     weight = model.model.layers[0].mlp.up_proj.weight
     if write == "data":
         weight.data += 0.1
-    else:
+    elif write == "exchange":
         weight.data = weight.data.clone()
+    else:
+        model.model.rotary_emb.inv_freq.mul_(0.5)
     assert kept.generate(prompt(50), max_new_tokens=4).stats.cached_prompt_tokens == 0
 
 

@@ -5,10 +5,12 @@ import warnings
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from llma_rag import Decoder
 from llma_rag.engine import probe as probing
 from llma_rag.engine.doctor import examine
+from llma_rag.engine.load import context_length
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.probe import EXPLAINED, probe, runner_of
 from llma_rag.engine.step import Pass, StepRunner
@@ -232,6 +234,7 @@ def test_trees_see_what_steps_see_beyond_the_probe(family: str, attention: str) 
     runner = runner_of(model)
     assert runner.supports_trees == runner.can_fix == (family not in {*UNWINDOWED, "llama4_text"})
     if not runner.supports_trees:
+        assert runner.verdict.memory == ("own" if family in UNWINDOWED else "slab")
         return
     ids = [4 + n * n % 50 for n in range(150)]
     row = runner.open_row(200)
@@ -242,6 +245,71 @@ def test_trees_see_what_steps_see_beyond_the_probe(family: str, attention: str) 
     found = runner.logits(step)[[0, 2, 4]]
     expected = model(torch.tensor([ids])).logits[0, -3:]
     assert (found - expected).abs().max() / expected.abs().max() < EXPLAINED
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama", "max_position_embeddings"), ("gpt2", "n_positions"), ("mpt", "max_seq_len"),
+        ("whisper", "max_target_positions"),
+    ],
+)  # fmt: skip
+def test_the_context_is_read_under_every_name(kind: str, name: str) -> None:
+    assert context_length(AutoConfig.for_model(kind, **{name: 123})) == 123
+
+
+def test_no_draft_reaches_tokens_among_which_a_model_selects() -> None:
+    """Ties and roundings decide what it looks at, and are others in passes of another width."""
+    runner = runner_of(build("deepseek_v32", seed=1))
+    row = runner.open_row(100)
+    for kept, limit in ((1, 62), (60, 3), (62, 1), (63, 0), (80, 0)):
+        row.tokens = [5] * kept
+        row.memory.length = kept
+        assert runner.draft_limit(row) == limit
+
+
+def test_queries_that_are_scaled_by_their_place_in_a_pass_exclude_trees() -> None:
+    config = config_of("llama4_text", attention_chunk_size=None, no_rope_layers=[0, 0])
+    config.layer_types = ["full_attention"] * 2
+    config.attn_temperature_tuning = False
+    assert knows_layers(config)
+    config.attn_temperature_tuning = True
+    assert not knows_layers(config)
+
+
+def test_a_hook_that_is_set_later_is_probed() -> None:
+    """As steering vectors are added: to the last token of a pass, whatever that is."""
+    model = build("llama", "sdpa", seed=3)
+    decoder = Decoder(model, character_tokenizer())
+
+    def steer(module: object, given: object, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, -1] += 2.0
+        return output
+
+    handle = model.model.layers[0].mlp.register_forward_hook(steer)
+    with pytest.warns(UserWarning, match="do not speed up"):
+        plain = decoder.generate("abcdefgh", draft=False, max_new_tokens=30)
+    drafted = decoder.generate("abcdefgh", references=[plain.text], max_new_tokens=30)
+    expected = of_generate(model, decoder.tokenizer("abcdefgh")["input_ids"], max_new_tokens=30)
+    assert list(drafted.token_ids) == list(plain.token_ids) == expected
+    handle.remove()
+    other = decoder.generate("abcdefgh", max_new_tokens=30)
+    assert decoder.exactness == "argmax"
+    assert other.token_ids != plain.token_ids
+
+
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    """The worker's thread has none; kernels that were given mixed dtypes wrote past their slabs."""
+    model = build("llama", "sdpa", hidden_size=64, head_dim=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        verdict, runner = probe(model), runner_of(model)
+        row = runner.open_row(40)
+        for start, end in ((0, 20), (20, 25)):
+            step = Pass(row, [5] * (end - start))
+            assert runner.logits(step).dtype is torch.float32
+            runner.keep(step, [])
+    assert (verdict.wide_passes, verdict.fast) == ("exact", True)
 
 
 @pytest.mark.parametrize("family", [*MASKED, "mistral_window", "gemma3"])

@@ -20,6 +20,9 @@ from llma_rag.engine.rope import UNBOUNDED
 
 logger = logging.getLogger(__name__)
 
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+"""Names under which configurations give the most positions."""
+
 
 class LoadOptions(TypedDict, total=False):
     """How a model is loaded; names and meaning are those of transformers' `from_pretrained`.
@@ -88,13 +91,23 @@ def load(
 def context_length(config: PretrainedConfig) -> int | None:
     """Return the most positions the model can tell apart; None where it has no such limit."""
     text = config.get_text_config(decoder=True)
-    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    limit = next((limit for name in _LIMITS if (limit := getattr(text, name, None))), None)
     return int(limit * _stretch(text)) if limit else None
 
 
 def most_positions(config: PretrainedConfig) -> int:
     """Return `context_length`, or `UNBOUNDED` where there is no limit."""
     return context_length(config) or UNBOUNDED
+
+
+def most_selected(config: PretrainedConfig) -> int:
+    """Return the tokens up to which a model looks at all of them, and selects none.
+
+    Which tokens an indexer selects (DeepSeek V3.2 and others) hangs on ties and roundings that are
+    others in passes of another width: drafts could change an answer there.
+    """
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, "index_topk", None) or UNBOUNDED)
 
 
 def _stretch(config: PretrainedConfig) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from llma_rag.engine.attention import PACKED
 from llma_rag.verification import ancestors, depths
 
 
@@ -41,11 +42,13 @@ def knows_layers(config: PretrainedConfig) -> bool:
     """Return whether the masks made here say all that a model's layers look at.
 
     Windows that a model cuts itself, by places in the cache (GPT-Neo), or other kinds of layers
-    would see other tokens in a tree than in a chain.
+    would see other tokens in a tree than in a chain. Llama 4 also scales queries by their places
+    in a pass.
     """
     text = config.get_text_config(decoder=True)
     kinds = set(getattr(text, "layer_types", None) or only_kind(text))
-    return kinds <= {"full_attention", "sliding_attention"} and not hasattr(text, "attention_types")
+    odd = hasattr(text, "attention_types") or getattr(text, "attn_temperature_tuning", False)
+    return kinds <= {"full_attention", "sliding_attention"} and not odd
 
 
 def only_kind(config: object) -> list[str]:
@@ -74,7 +77,7 @@ def _windowed(
 
 def _as_model_wants(model: PreTrainedModel, visible: torch.Tensor) -> torch.Tensor:
     mask = visible[None, None]
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation in ("sdpa", PACKED):
         return mask
     lowest = torch.finfo(model.dtype).min
     return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, lowest)

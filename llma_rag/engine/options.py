@@ -1,6 +1,7 @@
 """Resolve what a request may set, as transformers does: model, then decoder, then call."""
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -200,4 +201,7 @@ def _structure(options: Mapping[str, Any]) -> Structure | None:
 def _as_list(ids: int | Sequence[int] | None) -> list[int]:
     if ids is None:
         return []
-    return [ids] if isinstance(ids, int) else [int(one) for one in ids]
+    try:
+        return [operator.index(ids)]  # type: ignore[arg-type]  # numbers of other libraries too
+    except TypeError:
+        return [int(one) for one in ids]  # type: ignore[union-attr]

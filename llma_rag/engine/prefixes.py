@@ -16,6 +16,10 @@ CHUNK = 256
 """Tokens of a chunk, the unit in which prompts are computed, kept and found again."""
 
 
+SAMPLED = 8
+"""Numbers of each weight that are looked at, about."""
+
+
 class PrefixCache:
     """Chunks of prompts by all tokens up to their end; the longest unused are dropped first.
 
@@ -32,7 +36,7 @@ class PrefixCache:
         self.most_bytes = most_bytes
         self.bytes = 0
         self._chunks: OrderedDict[bytes, list[KeysValues]] = OrderedDict()
-        self._parameters = list(runner.model.parameters())
+        self._parameters = [*runner.model.parameters(), *runner.model.buffers()]
 
     @staticmethod
     def serves(runner: StepRunner) -> bool:
@@ -95,18 +99,18 @@ class PrefixCache:
     def _weights(self) -> Iterator[object]:
         """Yield what tells of weights that were exchanged or written to.
 
-        Writes through `.data` are not counted by torch: one number of each weight tells of them.
+        Writes through `.data` are not counted by torch: some numbers of each weight tell of them.
         """
         yield sum(one._version for one in self._parameters if not one.is_inference())
         plain = [one for one in self._parameters if type(one.detach()) is torch.Tensor]
         yield [one.data_ptr() for one in plain]
-        numbers = [one.flatten()[one.numel() // 2] for one in plain if one.numel()]
+        numbers = [one.flatten()[:: max(1, one.numel() // SAMPLED)] for one in plain]
         by_kind = groupby(sorted(numbers, key=_kind), _kind)
-        yield [torch.stack([*kind]).tolist() for _, kind in by_kind]
+        yield [torch.cat([*kind]).tolist() for _, kind in by_kind]
 
 
-def _kind(number: torch.Tensor) -> str:
-    return f"{number.dtype} {number.device}"
+def _kind(numbers: torch.Tensor) -> str:
+    return f"{numbers.dtype} {numbers.device}"
 
 
 def _size(chunk: Sequence[KeysValues]) -> int:

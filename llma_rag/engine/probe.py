@@ -18,7 +18,7 @@ from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner, check_model
-from llma_rag.engine.twin import can_twin, is_hooked, modules_of
+from llma_rag.engine.twin import can_twin, interventions_of, modules_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
 from llma_rag.engine.windows import tells_windows, windows_of, with_short_windows
 
@@ -72,16 +72,16 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
 def picture(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a verdict and a runner depend on; it is another one once the model was changed.
 
-    Values of weights do not count, modules, their devices and the size of the vocabulary do, and
-    on CUDA hooks and where weights lie, as graphs know nothing of others.
+    Values of weights do not count, modules, their devices, hooks and the size of the vocabulary do,
+    and on CUDA where weights lie, as graphs know nothing of others.
     """
     kernel = getattr(model.config, "_attn_implementation", None)
     weight = model.get_input_embeddings().weight
     known: tuple[object, ...] = ()
     if model.device.type == "cuda":
-        known = (is_hooked(model), *(one.data_ptr() for one in model.parameters()))
+        known = tuple(one.data_ptr() for one in model.parameters())
     kind = (model.dtype, model.device, kernel, weight.shape, can_be_fast(model), *known)
-    return (*kind, *modules_of(model))
+    return (*kind, *interventions_of(model), *modules_of(model))
 
 
 @torch.inference_mode()
@@ -169,12 +169,9 @@ def _verdict(model: PreTrainedModel, memory: MemoryKind, steps: _Steps) -> Verdi
     runner = StepRunner(model, Verdict(memory=memory))
     worst = steps.compare(_chain(runner, steps), "A pass over several tokens")
     what = f"Passes over several tokens give the logits of single steps (to {worst:.1e})"
-    trees = (
-        memory == "slab"
-        and knows_layers(model.config)
-        and _trees_are_right(runner, steps)
-        and _windows_are_right(model, steps)
-    )
+    trees = memory == "slab" and knows_layers(model.config) and _trees_are_right(runner, steps)
+    if memory == "slab" and _has_long_windows(model, steps):
+        trees = _are_windows_known(model, steps) and trees
     if not steps.exact:
         kind = str(model.dtype).removeprefix("torch.")
         reason = f"{what}, as near as {kind} rounds; near ties may be decided otherwise."
@@ -288,22 +285,27 @@ def _trees_are_right(runner: StepRunner, steps: _Steps) -> bool:
     return True
 
 
-def _windows_are_right(model: PreTrainedModel, steps: _Steps) -> bool:
+def _has_long_windows(model: PreTrainedModel, steps: _Steps) -> bool:
+    """Return whether a layer may see fewer tokens than all, and still more than are probed."""
+    return any((window or 0) >= len(steps.ids) for window in windows_of(model.config))
+
+
+def _are_windows_known(model: PreTrainedModel, steps: _Steps) -> bool:
     """Return whether trees see what single steps see where windows end before the probe does.
 
-    Some families do not window as their configuration says, which masks of trees are made by.
+    Some families do not window as their configuration says, by which the masks of trees are made,
+    and transformers' own cache forgets.
+
+    Raises:
+        _WrongError: If chains do not see that either.
     """
-    longest = max((window or 0 for window in windows_of(model.config)), default=0)
-    if longest < len(steps.ids):
-        return True
     if not can_twin(model):
         return False
     short = with_short_windows(model, len(steps.ids) // 4)
-    try:
-        measure = _single_steps(short, steps.ids)
-        return _trees_are_right(StepRunner(short, Verdict(memory="slab")), measure)
-    except Exception:  # chains do without
-        return False
+    measure = _single_steps(short, steps.ids)
+    runner = StepRunner(short, Verdict(memory="slab"))
+    measure.compare(_chain(runner, measure), "A pass behind a window")
+    return _trees_are_right(runner, measure)
 
 
 def _line(length: int) -> range:

@@ -4,7 +4,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +15,7 @@ from llma_rag.engine.attention import MAX_PACKED_ROWS, forget_biases
 from llma_rag.engine.cuda.captured import CapturedSteps
 from llma_rag.engine.fast import warm_view
 from llma_rag.engine.fixed import FixedShape
-from llma_rag.engine.load import most_positions
+from llma_rag.engine.load import most_positions, most_selected
 from llma_rag.engine.masks import attention_for_tree, knows_layers
 from llma_rag.engine.memory import Memory, SlabMemory, forward_parameters, memory_of
 from llma_rag.engine.outcome import Outcome
@@ -111,6 +113,7 @@ class StepRunner:
         self._device = _input_device(model)
         self.rope = LengthDependentRope(model)
         self._most_positions = most_positions(model.config)
+        self._most_selected = most_selected(model.config)
         self._parameters = forward_parameters(model)
 
     @property
@@ -157,7 +160,7 @@ class StepRunner:
         room = min(self._most_positions - 1 - row.length, self.rope.draft_limit(row.length))
         if self.fixed is not None:
             room = min(room, self.fixed.draft_limit(row.length))
-        return max(0, room)
+        return max(0, min(room, self._most_selected - 1 - row.length))
 
     def logits(self, step: Pass) -> torch.Tensor:
         """Return the logits of `run`."""
@@ -170,7 +173,7 @@ class StepRunner:
         Nothing is kept yet: call `keep` with the accepted nodes. A pass that fails leaves the row
         as it was.
         """
-        with _locks.setdefault(self.model, threading.Lock()):
+        with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
             try:
                 return self._run(step)
             except torch.OutOfMemoryError:
@@ -261,6 +264,13 @@ class StepRunner:
 
     def _tensor(self, row: list[int]) -> torch.Tensor:
         return torch.tensor([row], device=self._device)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return what leaves the caller's autocast: the worker's thread has none, nor must probes."""
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -14,6 +14,9 @@ Exchange = Callable[[nn.Module], nn.Module | None]
 _OWN_WAYS = frozenset({"forward", "_hf_hook", "_compiled_call_impl"})
 """Attributes by which an instance does something else than its class."""
 
+CAPTURING = "transformers.utils.output_capturing"
+"""Where transformers' own hooks come from."""
+
 _LIBRARIES = frozenset({"torch", "transformers", "llma_rag", "bitsandbytes"})
 """Whose modules hold nothing that changes from call to call but parameters and hooks."""
 
@@ -59,6 +62,30 @@ def modules_of(model: nn.Module) -> tuple[object, ...]:
     """
     modules = _walk(model)
     return (*map(weakref.ref, modules), *(name for one in modules for name in one._buffers))
+
+
+def interventions_of(model: nn.Module) -> tuple[object, ...]:
+    """Return what tells of callers' hooks and exchanged forwards in a model, and of which.
+
+    Those of the model itself are not looked at: whoever counts or times its passes has one there.
+    """
+    return tuple(
+        known
+        for one in _walk(model)[1:]
+        for known in (
+            *(key for key, hook in one._forward_hooks.items() if is_foreign(hook)),
+            *(key for key, hook in one._forward_pre_hooks.items() if is_foreign(hook)),
+            *([id(vars(one)["forward"])] if "forward" in vars(one) else ()),
+        )
+    )
+
+
+def is_foreign(hook: object) -> bool:
+    """Return whether a hook is a caller's.
+
+    transformers' own hooks stay where hidden states were asked for once, and then do nothing.
+    """
+    return getattr(hook, "__module__", "") != CAPTURING
 
 
 def is_hooked(model: nn.Module) -> bool:

@@ -16,12 +16,10 @@ from llma_rag.engine.cpu.half_product import can_keep
 from llma_rag.engine.cpu.slab_attention import attend, can_attend
 from llma_rag.engine.families import is_llama_layer
 from llma_rag.engine.progress import progress
+from llma_rag.engine.twin import is_foreign
 
 KINDS: dict[torch.dtype, Any] = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 """Dtypes of states, and what tells the kernels of them."""
-
-CAPTURING = "transformers.utils.output_capturing"
-"""Where transformers' own hooks come from."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,9 @@ class FusedLayer(nn.Module):
             and cache.places is None
             and len(cache.lengths) == 1
             and cache.lengths[0] > 0
-            and cache.slabs(self.stands_for.self_attn.layer_idx, 0)[0].dtype is dtype
+            and all(
+                slab.dtype is dtype for slab in cache.slabs(self.stands_for.self_attn.layer_idx, 0)
+            )
             and all(angles.dtype is dtype for angles in given["position_embeddings"])
             and all(
                 norm.weight.dtype is dtype and norm.weight.is_contiguous() for norm in self._norms
@@ -218,14 +218,11 @@ def can_fuse_layer(layer: Any, rotary: Any) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Return whether somebody wants to be told of a module's passes.
-
-    transformers' own hooks stay where hidden states were asked for once, and then do nothing.
-    """
+    """Return whether somebody wants to be told of a module's passes."""
     if not module._forward_hooks and not module._forward_pre_hooks:
         return False
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(getattr(hook, "__module__", "") != CAPTURING for hook in hooks)
+    return any(map(is_foreign, hooks))
 
 
 def _window(attention: Any) -> int | None:
