@@ -122,7 +122,7 @@ HYBRID: dict[str, tuple[str, dict]] = {
             "o_lora_rank": 8,
             "index_n_heads": 2,
             "index_head_dim": 8,
-            "index_topk": 4,
+            "index_topk": 64,
             "qk_rope_head_dim": 8,
         },
     ),

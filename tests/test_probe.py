@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from llma_rag import Decoder
 from llma_rag.engine import probe as probing
 from llma_rag.engine.doctor import examine
-from llma_rag.engine.load import context_length
+from llma_rag.engine.load import context_length, most_selected
 from llma_rag.engine.masks import knows_layers
 from llma_rag.engine.probe import EXPLAINED, probe, runner_of
 from llma_rag.engine.step import Pass, StepRunner
@@ -266,6 +266,7 @@ def test_no_draft_reaches_tokens_among_which_a_model_selects() -> None:
         row.tokens = [5] * kept
         row.memory.length = kept
         assert runner.draft_limit(row) == limit
+    assert most_selected(config_of("deepseek_v4", index_topk=8)) == 8 * 4
 
 
 def test_queries_that_are_scaled_by_their_place_in_a_pass_exclude_trees() -> None:

@@ -107,7 +107,9 @@ def most_selected(config: PretrainedConfig) -> int:
     others in passes of another width: drafts could change an answer there.
     """
     text = config.get_text_config(decoder=True)
-    return int(getattr(text, "index_topk", None) or UNBOUNDED)
+    selected = getattr(text, "index_topk", None)
+    rates = getattr(text, "compress_rates", None) or {}  # tokens that stand for one (DeepSeek V4)
+    return int(selected * rates.get("compressed_sparse_attention", 1)) if selected else UNBOUNDED
 
 
 def _stretch(config: PretrainedConfig) -> float:
