@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         NonFiniteLogitsError,
         RequestOptions,
     )
-    from llma_rag.schemas import closed_schema, tool_call_schema
+    from llma_rag.schemas import chosen_tools, closed_schema, tool_call_schema
     from llma_rag.tool_calls import WrittenCall, read_tool_calls, text_before_calls
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __all__ = [
     "Reference",
     "RequestOptions",
     "WrittenCall",
+    "chosen_tools",
     "closed_schema",
     "read_tool_calls",
     "text_before_calls",
@@ -51,6 +52,7 @@ _HOMES = {
     "GenerationStream": "llma_rag.delivery",
     "Reference": "llma_rag.reference",
     "WrittenCall": "llma_rag.tool_calls",
+    "chosen_tools": "llma_rag.schemas",
     "closed_schema": "llma_rag.schemas",
     "read_tool_calls": "llma_rag.tool_calls",
     "text_before_calls": "llma_rag.tool_calls",

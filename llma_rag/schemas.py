@@ -1,7 +1,9 @@
 """JSON schemas that hold a model's answer to a tool call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+_Tool = TypeVar("_Tool", bound=Mapping[str, Any])
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -58,6 +60,31 @@ def tool_call_schema(
     return {
         "anyOf": [_moved(option, f"#/anyOf/{place}") for place, option in enumerate(options)],
     }
+
+
+def chosen_tools(tools: Sequence[_Tool], choice: Any) -> list[_Tool]:
+    """Return the tools of which one must be called: none for `None`, `"auto"` and `"none"`.
+
+    Args:
+        tools: Tools in OpenAI's notation.
+        choice: A `tool_choice`: a word, the name of a tool, or OpenAI's form of it.
+
+    Raises:
+        ValueError: If `choice` names none of the tools.
+    """
+    if choice is None or choice is False or choice in ("auto", "none"):
+        return []
+    if choice is True or choice in ("any", "required"):
+        return list(tools)
+    named = choice.get("function", choice) if isinstance(choice, Mapping) else choice
+    name = named.get("name") if isinstance(named, Mapping) else named
+    chosen = [tool for tool in tools if tool["function"]["name"] == name]
+    if not chosen:
+        known = ", ".join(f"`{tool['function']['name']}`" for tool in tools) or "none"
+        raise ValueError(
+            f"`tool_choice` must name a bound tool, got {choice!r}; the tools are {known}."
+        )
+    return chosen
 
 
 def _call(function: Mapping[str, Any]) -> dict[str, Any]:

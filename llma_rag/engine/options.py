@@ -204,4 +204,4 @@ def _as_list(ids: int | Sequence[int] | None) -> list[int]:
     try:
         return [operator.index(ids)]  # type: ignore[arg-type]  # numbers of other libraries too
     except TypeError:
-        return [int(one) for one in ids]  # type: ignore[union-attr]
+        return [int(one) for one in ids]  # type: ignore[union-attr]  # None was dealt with

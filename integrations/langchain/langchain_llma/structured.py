@@ -10,8 +10,8 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from langchain_llma.tool_calls import Tool, chosen_tools
-from llma_rag import closed_schema, tool_call_schema
+from langchain_llma.tool_calls import Tool
+from llma_rag import chosen_tools, closed_schema, tool_call_schema
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 Schema: TypeAlias = dict[str, Any] | type

@@ -34,25 +34,6 @@ def tool_name(tool: Tool) -> str:
     return str(tool["function"]["name"])
 
 
-def chosen_tools(tools: Sequence[Tool], choice: Any) -> list[Tool]:
-    """Return the tools of which one must be called: none for `None`, `"auto"` and `"none"`.
-
-    Raises:
-        ValueError: If `choice` names no bound tool.
-    """
-    if choice is None or choice is False or choice in ("auto", "none"):
-        return []
-    if choice is True or choice in ("any", "required"):
-        return list(tools)
-    name = choice.get("function", choice).get("name") if isinstance(choice, Mapping) else choice
-    chosen = [tool for tool in tools if tool_name(tool) == name]
-    if not chosen:
-        known = ", ".join(f"`{tool_name(tool)}`" for tool in tools) or "none"
-        msg = f"`tool_choice` must name a bound tool, got {choice!r}. Bound tools: {known}."
-        raise ValueError(msg)
-    return chosen
-
-
 def read_answer(text: str, tools: Sequence[Tool]) -> ReadAnswer:
     """Separate tool calls from text, as `llma_rag.read_tool_calls` does."""
     parts = read_tool_calls(text, {tool_name(tool) for tool in tools})

@@ -451,7 +451,7 @@ RESPONSES = {
 def _parsing_chat(answer: str, **fields: Any) -> ChatLLMA:
     """Make a chat model whose tokenizer knows itself how answers are read."""
     llm = _byte_chat(answer, CALLING, **fields)
-    llm.decoder.tokenizer.response_template = RESPONSES  # type: ignore[attr-defined]
+    llm.decoder.tokenizer.response_template = RESPONSES  # type: ignore[attr-defined]  # a stand-in
     return llm
 
 

@@ -213,7 +213,7 @@ def test_a_pipelines_arguments_become_fields() -> None:
 def test_a_configured_temperature_decides() -> None:
     llm = ChatLLMA.from_model_id("m", pipeline_kwargs=PIPELINE)
     told = llm.configurable_fields(temperature=ConfigurableField(id="t"))
-    made, _ = told.prepare({"configurable": {"t": 0}})  # type: ignore[attr-defined]
+    made, _ = told.prepare({"configurable": {"t": 0}})  # type: ignore[attr-defined]  # not in `Runnable`
     assert made._generation_options(None, {})["do_sample"] is False
 
 

@@ -14,7 +14,13 @@ from llama_index.llms.llma import prompts, responses, tool_calls
 from llama_index.llms.llma.base import LLMA
 from llama_index.llms.llma.calls import Call, Respond
 from llama_index.llms.llma.responses import Finished
-from llma_rag import closed_schema, read_tool_calls, text_before_calls, tool_call_schema
+from llma_rag import (
+    chosen_tools,
+    closed_schema,
+    read_tool_calls,
+    text_before_calls,
+    tool_call_schema,
+)
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
@@ -105,7 +111,7 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         offered = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
         if tool_choice is None and tool_required:
             tool_choice = "required"
-        forced = tool_calls.chosen_tools(offered, tool_choice)
+        forced = chosen_tools(offered, tool_choice)
         if forced:
             offered = forced
             kwargs["json_schema"] = tool_call_schema(forced)

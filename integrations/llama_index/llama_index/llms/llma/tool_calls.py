@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llama_index.core.base.llms import types
@@ -25,32 +25,6 @@ class ToolCall(NamedTuple):
 def new_id() -> str:
     """Return the id of a new call: nine letters and digits, as Mistral's templates demand."""
     return uuid.uuid4().hex[:9]
-
-
-def chosen_tools(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """Return the tools of which one must be called: none for `None`, `"auto"` and `"none"`.
-
-    Args:
-        tools: Tools in OpenAI's format.
-        choice: What `tool_choice` is: a word, the name of a tool, or OpenAI's form of it.
-
-    Raises:
-        ValueError: If `choice` names none of the tools.
-    """
-    if choice in (None, "auto", "none"):
-        return []
-    if choice in ("any", "required"):
-        return list(tools)
-    named = choice.get("function", choice) if isinstance(choice, Mapping) else choice
-    name = named.get("name") if isinstance(named, Mapping) else named
-    chosen = [tool for tool in tools if tool["function"]["name"] == name]
-    if not chosen:
-        known = ", ".join(f"`{tool['function']['name']}`" for tool in tools) or "none"
-        raise ValueError(
-            '`tool_choice` must be "auto", "none", "any", "required" or name a tool, got '
-            f"{choice!r}; the tools are {known}."
-        )
-    return chosen
 
 
 def turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
