@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llma_rag.compiled import compiled
+from llma_rag.compiled import Floats, compiled
 from llma_rag.matching import MAX_MATCH_LENGTH
-
-Floats = NDArray[np.float64]
 
 Evidence = tuple[int, ...]
 """Indices of the weights that add up to the log-odds of one drafted token."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,9 @@ class AnswerStore:
                 self._touch(key)
                 return
             self._put(key, stored)
+            self._shrink()
             if self._directory is not None:
                 self._write(self._directory, key, stored)
-            self._shrink()
 
     def recall(self, namespace: str, prompt: Sequence[int]) -> Recalled:
         """Return what was answered before under this namespace, the same prompt's answers apart.
@@ -192,9 +193,8 @@ class AnswerStore:
     def _touch(self, key: tuple[str, str]) -> None:
         if self._directory is not None:
             now = time.time_ns()
-            file = self._file(self._directory, key)
-            if file.exists():
-                os.utime(file, ns=(now, now))
+            with suppress(OSError):  # a directory that is only read is recalled from all the same
+                os.utime(self._file(self._directory, key), ns=(now, now))
 
     def _write(self, directory: Path, key: tuple[str, str], stored: StoredAnswer) -> None:
         entry: dict[str, Any] = {

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from llma_rag.acceptance import ANSWER, EARLIER, FAR, PROMPT, REFERENCE, REPEAT
-from llma_rag.compiled import compiled
-from llma_rag.matching import NO_TOKEN, Longs, Texts
+from llma_rag.compiled import Longs, compiled
+from llma_rag.matching import NO_TOKEN, Texts
 from llma_rag.tree import ROOT, Tree
 
 KINDS = (REFERENCE, EARLIER, REPEAT, PROMPT, ANSWER)

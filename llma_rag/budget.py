@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llma_rag.acceptance import Floats
-from llma_rag.compiled import compiled
+from llma_rag.compiled import Floats, compiled
 from llma_rag.costs import CostCurve
 
 LEAST_PROBABILITY = 1e-9

@@ -16,8 +16,13 @@ import numba
 import numpy as np
 from numba import cfunc, njit
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from llma_rag.folders import cache_folder
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache
@@ -134,12 +134,16 @@ class Decoder:
         self._warmup = warmup
         self._prefix_cache_bytes = prefix_cache_bytes
         self._lock = threading.Lock()
+        self._stop: Callable[[], object] | None = None
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make what runs the model as it is now: adapters and vocabularies may come and go."""
-        self._picture = picture(self.model)
-        self._runner = runner = with_exactness(runner_of(self.model), self._wanted)
+        """Make what runs the model as it is now: adapters and vocabularies may come and go.
+
+        Where that fails, the next request tries again.
+        """
+        seen = picture(self.model)
+        runner = with_exactness(runner_of(self.model), self._wanted)
         calibrated = cache(lambda: calibrate(runner))
         if self._warmup:
             calibrated()
@@ -148,9 +152,9 @@ class Decoder:
                 with progress("Compiling the drafter", "part", total=3) as bar:
                     for _ in compile_drafter():
                         bar.update()
-        most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner) else 0
-        self._worker = Worker(runner.run)
-        self._loop = Loop(
+        most_bytes = self._prefix_cache_bytes if PrefixCache.serves(runner, self.model) else 0
+        worker = Worker(runner.run)
+        loop = Loop(
             self.model,
             self.tokenizer,
             runner,
@@ -158,9 +162,12 @@ class Decoder:
             defaults=self._defaults,
             prefixes=PrefixCache(runner, most_bytes) if most_bytes else None,
             drafting=replace(self._drafting, costs=lambda tokens: calibrated().curve(tokens)),
-            load=self._worker.load,
+            load=worker.load,
         )
-        self._stop = weakref.finalize(self, self._worker.stop)
+        if self._stop is not None:
+            self._stop()
+        self._runner, self._worker, self._loop, self._picture = runner, worker, loop, seen
+        self._stop = weakref.finalize(self, worker.stop)
 
     @classmethod
     def from_pretrained(
@@ -282,7 +289,6 @@ class Decoder:
         request = GenerationRequest.of(prompt, options)
         with self._lock:
             if picture(self.model) != self._picture:
-                self._stop()
                 self._prepare()
             self._worker.submit(self._loop.decode(request), sink)
 

@@ -97,7 +97,7 @@ class Drafters:
         usable = accept_references(task.request.references)
         encoded = encode_references(self._tokenizer, usable, MAX_INDEXED_TOKENS)
         prompt, recalled, experience = task.prompt, self._recalled(task), task.experience
-        costs = self._drafting.costs(len(prompt))
+        costs = task.costs = self._drafting.costs(len(prompt))
         drafter = ReferenceDrafter(
             encoded.token_ids,
             prompt,

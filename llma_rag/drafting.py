@@ -11,12 +11,12 @@ from llma_rag.acceptance import AcceptanceModel, Lean
 from llma_rag.bearings import Bearings, add_resumed, take_bearings
 from llma_rag.budget import Budget, best_size, budget_of
 from llma_rag.chains import grow_chain
-from llma_rag.compiled import compiled
+from llma_rag.compiled import Longs, compiled
 from llma_rag.costs import CostCurve
 from llma_rag.expansion import grow_tree
 from llma_rag.index import SuffixIndex
 from llma_rag.learning import learn
-from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, Longs, append, find_places
+from llma_rag.matching import MAX_MATCH_LENGTH, RECENT_PLACES, append, find_places
 from llma_rag.outlook import Offers, Sources, no_offers
 from llma_rag.places import Place, Places, Regions
 from llma_rag.recycling import Recycler, empty
@@ -240,6 +240,7 @@ def compile_drafter() -> Iterator[None]:
 
     Takes some seconds once per installation, and a fraction of one in later processes.
     """
+    CostCurve.linear(0.1).observe(1, 1.0)
     recycler = Recycler()
     drafter = ReferenceDrafter([[1, 2, 3]], [1], recycler=recycler)
     drafter.index.matches([1])

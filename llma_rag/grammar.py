@@ -62,22 +62,34 @@ class GrammarCompiler:
                 f"`{kind}` needs a fast tokenizer, got {type(self._tokenizer).__name__}; "
                 "load the model's tokenizer with `use_fast=True`."
             )
+        written = _as_written(self._tokenizer, self._vocab_size)
+        if len(written) > self._vocab_size:
+            raise ValueError(
+                f"`{kind}` needs a model that knows all {len(written)} tokens of its tokenizer, "
+                f"got one with {self._vocab_size}; call `model.resize_token_embeddings`."
+            )
         return library.hf.from_tokenizer(
-            _that_keeps_spaces(self._tokenizer),
+            written,
             n_vocab=self._vocab_size,
             eos_token=list(end_tokens),
         )
 
 
-def _that_keeps_spaces(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that strips nothing: llguidance tokenises pieces of a text with it."""
+def _as_written(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer for llguidance, which tokenises pieces of a text with it.
+
+    It strips nothing, and has no added tokens that the model does not know.
+    """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    normalizer = described["normalizer"] or {}
+    normalizer, added = described["normalizer"] or {}, described["added_tokens"]
     parts = normalizer.get("normalizers", [normalizer])
     kept = [part for part in parts if part.get("type") != "Strip"]
-    if len(kept) == len(parts):
+    known = [one for one in added if one["id"] < vocab_size]
+    if len(kept) == len(parts) and len(known) == len(added):
         return tokenizer
-    described["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    if len(kept) < len(parts):
+        described["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    described["added_tokens"] = known
     fast: Any = PreTrainedTokenizerFast  # untyped in transformers
     return cast(
         PreTrainedTokenizerFast, fast(tokenizer_object=Tokenizer.from_str(json.dumps(described)))

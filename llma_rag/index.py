@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llma_rag.compiled import Ints
 from llma_rag.matching import (
     BUCKETS,
     MAX_MATCH_LENGTH,
     NO_TOKEN,
     RECENT_PLACES,
     SORTED_DEPTH,
-    Ints,
     Texts,
     append,
     find_places,

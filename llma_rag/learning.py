@@ -2,8 +2,7 @@
 
 from llma_rag.acceptance import observe, recycled_evidence
 from llma_rag.bearings import Bearings, note_copy
-from llma_rag.compiled import compiled, varying
-from llma_rag.matching import Longs
+from llma_rag.compiled import Longs, compiled, varying
 from llma_rag.outlook import Offers, Sources, evidence_of, follow, is_copied, longest
 from llma_rag.tree import ROOT, Tree, child
 

@@ -1,5 +1,6 @@
 """The one loop: draft, forward, verify, commit. Everything a caller can ask of it is a view."""
 
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,7 +93,9 @@ class Loop:
         step, outcome = yield from _run(Pass(task.row, pending))
         while True:
             likeliest = self._likeliest(outcome, task)
-            nodes = _commit(step, draft, task.chooser.over(outcome, context), task)
+            choose = task.chooser.over(outcome, context)  # waits for the pass
+            _observe(step, outcome, task)
+            nodes = _commit(step, draft, choose, task)
             task.counts.add(step, len(nodes))
             if answer.finish_reason is not None:
                 break
@@ -178,7 +181,7 @@ class Loop:
     def _chooser(self, settings: Settings, counts: Counts, grammar: Grammar | None) -> Chooser:
         def counted(*args: Any, **arguments: Any) -> Any:
             counts.forward_passes += 1
-            return self._model(*args, **arguments)
+            return self._runner.forward(*args, **arguments)
 
         processors = build_processors(
             settings,
@@ -241,6 +244,15 @@ def _news(answer: Answer) -> Iterator[GenerationChunk]:
     chunk = answer.next_chunk()
     if chunk is not None:
         yield chunk
+
+
+def _observe(step: Pass, outcome: Outcome, task: Task) -> None:
+    """Learn what passes cost from one that has just ended."""
+    usual = len(step.committed) == 1 and not step.row.owed
+    if task.costs is not None and usual and outcome.started is not None:
+        seconds = time.perf_counter() - outcome.started
+        width, branches = 1 + len(step.drafted), not step.is_chain
+        task.costs.observe(width, seconds, branches=branches, request=task.counts)
 
 
 def _recycle(

@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llma_rag.compiled import compiled, varying
+from llma_rag.compiled import Ints, Longs, compiled, varying
 
 NO_TOKEN = -1
 """Stands between segments and where a token may be neither matched nor copied."""
@@ -25,9 +24,6 @@ RECENT_PLACES = 8
 BUCKETS, MOST_LOOKED_AT = 2048, 256
 """Lists of places of the growing text, told apart by the tokens before them (a power of two), and
 how many of a list are looked at, which other tokens may share."""
-
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
 
 
 class Texts(NamedTuple):

@@ -8,13 +8,12 @@ from llma_rag.acceptance import (
     NO_SUCCESSORS,
     RECYCLED_RANKS,
     Evidence,
-    Floats,
     copy_evidence,
     probability,
     recycled_evidence,
 )
-from llma_rag.compiled import compiled, varying
-from llma_rag.matching import MAX_MATCH_LENGTH, NO_TOKEN, Longs, Texts, may_copy
+from llma_rag.compiled import Floats, Longs, compiled, varying
+from llma_rag.matching import MAX_MATCH_LENGTH, NO_TOKEN, Texts, may_copy
 from llma_rag.recycling import Successors, row_of
 from llma_rag.tree import MAX_PLACES, RECYCLED, Tree
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llma_rag.compiled import compiled
-from llma_rag.matching import Ints, Longs
+from llma_rag.compiled import Ints, Longs, compiled
 
 WIDTH, MAX_TOKENS = 8, 16_384
 """Successors kept per token, and tokens that have some: 1 MB and 4 bytes per token id at most."""

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from llma_rag.answer import Answer
+from llma_rag.costs import CostCurve
 from llma_rag.drafting import Drafter
 from llma_rag.engine.step import Pass, Row
 from llma_rag.experience import Experience
@@ -50,6 +51,7 @@ class Task:
         counts: What it cost so far.
         experience: What earlier requests of its namespace taught.
         drafter: Proposes continuations; made after the first token.
+        costs: What it is told passes cost, if anything; made with it.
     """
 
     request: GenerationRequest
@@ -62,6 +64,7 @@ class Task:
     counts: Counts
     experience: Experience
     drafter: Drafter | None = None
+    costs: CostCurve | None = None
 
     @property
     def prompt(self) -> list[int]:

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_OPEN = "<tool_call>"
-_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_ENDED = re.compile(rf"\s*(?:{_CLOSE}|(?={_OPEN})|\Z)")
+_THOUGHT_END = "</think>"
 _MISTRAL = "[TOOL_CALLS]"
 _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 _BARE_BEGINNINGS = ("{", "[", "```")
@@ -60,7 +61,8 @@ def read_tool_calls(text: str, tools: Collection[str]) -> AnswerParts:
     """Separate tool calls from text.
 
     Understands `<tool_call>{...}</tool_call>`, and an answer that is nothing but the JSON of one or
-    more calls of known tools, fenced, after `[TOOL_CALLS]`, or by itself.
+    more calls of known tools, fenced, after `[TOOL_CALLS]`, or by itself. What a model considers
+    before `</think>` is text, and so is a tag that nothing follows which could be a call.
 
     Args:
         text: A whole answer.
@@ -71,13 +73,17 @@ def read_tool_calls(text: str, tools: Collection[str]) -> AnswerParts:
     """
     if not tools:
         return AnswerParts(text)
-    bodies = _TAGGED.findall(text)
-    if not bodies:
-        calls = _bare_calls(text, tools)
-        return AnswerParts("", calls) if calls else AnswerParts(text)
-    found = [_tagged_call(body) for body in bodies]
+    start = _after_thoughts(text)
+    content, found = text[:start], []
+    for begin, end, body in _tagged(text, start):
+        content += text[start:begin]
+        found.append(_tagged_call(body))
+        start = end
+    if not found:
+        calls = _bare_calls(text[start:], tools)
+        return AnswerParts(content.rstrip(), calls) if calls else AnswerParts(text)
     return AnswerParts(
-        content=_TAGGED.sub("", text).rstrip(),
+        content=(content + text[start:]).rstrip(),
         calls=tuple(one for one in found if isinstance(one, WrittenCall)),
         unreadable=tuple(one for one in found if isinstance(one, UnreadableCall)),
     )
@@ -89,21 +95,60 @@ def text_before_calls(text: str) -> str:
     >>> text_before_calls("Let me look.<tool_call>{"), text_before_calls("Let me <tool")
     ('Let me look.', 'Let me')
     """
+    start = _after_thoughts(text)
+    thoughts, text = text[:start], text[start:]
     if text.lstrip().startswith(_BARE_BEGINNINGS) or "```".startswith(text.strip()):
-        return ""
+        return thoughts.rstrip()
     before, tag, _ = text.partition(_OPEN)
     if not tag:
         sizes = range(min(len(_OPEN) - 1, len(text)), 0, -1)
         held = next((size for size in sizes if text.endswith(_OPEN[:size])), 0)
         before = text[: len(text) - held]
-    return before.rstrip()
+    return (thoughts + before).rstrip()
+
+
+def _after_thoughts(text: str) -> int:
+    """Return where what a model thought before it answered has ended."""
+    found = text.rfind(_THOUGHT_END)
+    return found + len(_THOUGHT_END) if found >= 0 else 0
+
+
+def _tagged(text: str, start: int) -> Iterator[tuple[int, int, str]]:
+    """Yield where calls in tags begin and end, and what stands between the tags."""
+    while (begin := text.find(_OPEN, start)) >= 0:
+        inner = len(text) - len(text[begin + len(_OPEN) :].lstrip())
+        ended = _json_end(text, inner)
+        closed = _ENDED.match(text, ended)
+        following = text.find(_OPEN, inner)
+        limit = len(text) if following < 0 else following
+        closing = text.find(_CLOSE, ended, limit)
+        if closed is not None and ended > inner:
+            start, body = closed.end(), text[inner:ended]
+        elif closing >= 0:
+            start, body = closing + len(_CLOSE), text[inner:closing]
+        elif text.startswith(("{", "["), inner):
+            start, body = limit, text[inner:limit]
+        else:
+            start, body = inner, ""
+        if body.strip():
+            yield begin, start, body.strip()
+
+
+def _json_end(text: str, start: int) -> int:
+    """Return where the JSON object or list that begins at `start` ends; `start` if none does."""
+    if not text.startswith(("{", "["), start):
+        return start
+    try:
+        return int(json.JSONDecoder().raw_decode(text, start)[1])
+    except (ValueError, RecursionError):
+        return start
 
 
 def _tagged_call(body: str) -> WrittenCall | UnreadableCall:
     try:
         parsed = json.loads(body)
         return WrittenCall.of(parsed["name"], parsed.get("arguments", parsed.get("parameters")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return UnreadableCall(body, f"Not a tool call in JSON: {error}")
 
 
@@ -119,7 +164,7 @@ def _bare_calls(text: str, tools: Collection[str]) -> tuple[WrittenCall, ...]:
             WrittenCall.of(entry["name"], entry.get("arguments", entry.get("parameters")))
             for entry in entries
         )
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return ()
 
 

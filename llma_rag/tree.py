@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llma_rag.acceptance import RECYCLED_RANKS, Floats
-from llma_rag.compiled import compiled
-from llma_rag.matching import Longs
+from llma_rag.acceptance import RECYCLED_RANKS
+from llma_rag.compiled import Floats, Longs, compiled
 
 ROOT = -1
 """Parent of a node that follows the last committed token."""

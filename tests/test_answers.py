@@ -110,6 +110,30 @@ def test_a_crash_before_the_rename_leaves_the_store_whole(tmp_path, monkeypatch)
     assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
 
 
+def test_a_directory_that_became_read_only_is_recalled_from(tmp_path, monkeypatch):
+    store = AnswerStore(LLAMA, directory=tmp_path)
+    store.add("a", [1], [2])
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("llma_rag.answers.os.utime", refuse)
+    assert store.recall("a", [1]).repeats == ((2,),)
+
+
+def test_a_directory_that_is_full_bounds_the_store_all_the_same(tmp_path, monkeypatch):
+    store = AnswerStore(LLAMA, directory=tmp_path, max_tokens=3)
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llma_rag.answers.os.replace", refuse)
+    for number in range(9):
+        with pytest.raises(OSError, match="No space"):
+            store.add("a", [number], [2])
+    assert len(store) == 3
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.lists(st.integers(0, 9))),

@@ -20,6 +20,7 @@ from llma_rag.engine.cpu.fused_layer import KINDS, FusedLayer, can_fuse_layer
 from llma_rag.engine.cpu.half_product import can_keep
 from llma_rag.engine.cpu.layer_kernels import gate, normalise, rotate_and_store
 from llma_rag.engine.cpu.prepack import prepack_in_place
+from llma_rag.engine.cpu.slab_attention import can_attend
 from llma_rag.engine.fast import fast_view
 from llma_rag.engine.probe import runner_of
 from llma_rag.engine.step import Pass
@@ -119,6 +120,20 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return noted
 
 
+@pytest.fixture
+def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many rows our attention reads."""
+    noted: list[int] = []
+    original = fused_layer.attend
+
+    def noting(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        noted.append(query.shape[2])
+        return original(query, *rest)
+
+    monkeypatch.setattr(fused_layer, "attend", noting)
+    return noted
+
+
 @pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_few_rows_behind_a_prompt_are_fused_and_the_prompt_is_not(name, dtype, runs) -> None:
@@ -181,7 +196,9 @@ def test_wide_passes_run_as_they_did(runs) -> None:
 @pytest.mark.parametrize("dtype", KINDS)
 @pytest.mark.parametrize("dim", [8, 32])
 @pytest.mark.parametrize("name", KNOWN)
-def test_prepacked_layers_in_a_slab_that_grows(name: str, dim: int, dtype, runs) -> None:
+def test_prepacked_layers_in_a_slab_that_grows(
+    name: str, dim: int, dtype, runs: list[int], attended: list[int]
+) -> None:
     """With heads for torch's attention and for ours, joined layers, chains and trees."""
     config = type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), "head_dim": dim})
     torch.manual_seed(5)
@@ -191,6 +208,7 @@ def test_prepacked_layers_in_a_slab_that_grows(name: str, dim: int, dtype, runs)
     runner = runner_of(packed_model)
     assert runner.verdict.fast
     runs.clear()
+    attended.clear()
     ids = torch.randint(4, VOCAB, (300,)).tolist()
     row, found = runner.open_row(40), []
     prompt = Pass(row, ids[:30])
@@ -205,6 +223,9 @@ def test_prepacked_layers_in_a_slab_that_grows(name: str, dim: int, dtype, runs)
         found.append(runner.logits(step)[[0, 1, 2, 5, 6, 7]])
         runner.keep(step, [0, 1, 4, 5, 6])
     assert runs == [8] * config.num_hidden_layers * len(found)
+    ours = can_attend(*(torch.zeros((1, 1, 1, dim), dtype=dtype) for _ in "qk"))
+    windowed = getattr(config, "sliding_window", None)
+    assert attended == (runs if ours and not windowed else [])
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([ids[: row.length]])).logits[0, 30:]
     logits = torch.cat(found)
@@ -225,6 +246,23 @@ def test_a_pass_of_another_dtype_than_the_slab_runs_as_before(runs) -> None:
         model.bfloat16()
         with pytest.raises(RuntimeError):
             view(input_ids=ids, past_key_values=cache, use_cache=True)
+    assert runs == []
+
+
+def test_values_of_another_dtype_than_keys_run_as_before(runs) -> None:
+    """As where a layer's values were kept in float32."""
+    view, cache = fast_view(tiny_model("llama-gqa")), SlabCache(2, capacity=32)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        view(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.keep(0, 3)
+        slabs = cache.slabs
+        cache.slabs = lambda layer, end: (slabs(layer, end)[0], slabs(layer, end)[1].double())
+        layer = view.model.layers[0]
+        given = {"past_key_values": cache, "position_embeddings": (torch.zeros(1),) * 2}
+        assert not layer._knows(torch.zeros((1, 1, 32)), given)
+        cache.slabs = slabs
+        assert layer._knows(torch.zeros((1, 1, 32)), given)
     assert runs == []
 
 

@@ -1,6 +1,8 @@
 """Rows T02, T20 and T33: precisions, caches, compiled and changed models, several devices."""
 
+import copy
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -191,6 +193,37 @@ def test_T33_a_model_that_is_changed_is_decoded_as_it_is_now() -> None:
     is_right(Decoder(model, character_tokenizer()), expected_of(model))
     model.to(torch.float64)
     is_right(decoder, expected_of(model))
+
+
+def test_T33_a_change_at_which_a_request_fails_counts_all_the_same() -> None:
+    """The request after it must not be decoded as the model was before."""
+    model = build("llama", "sdpa", seed=10)
+    decoder = Decoder(model, character_tokenizer())
+    is_right(decoder, expected_of(model))
+    threads = threading.active_count()
+    for _ in range(3):
+        for layer in model.model.layers:
+            layer.self_attn.v_proj = copy.deepcopy(layer.self_attn.v_proj)
+            with torch.no_grad():
+                layer.self_attn.v_proj.weight *= -1.5
+        model.train()
+        with pytest.raises(ValueError, match="training mode"):
+            decoder.generate([10, 11, 12], max_new_tokens=3)
+        model.eval()
+        is_right(decoder, expected_of(model))
+    decoder.close()
+    decoder._worker._last.join()
+    assert threading.active_count() < threads
+
+
+def test_T33_numbers_of_modules_are_seen_by_the_next_decoder() -> None:
+    model = build("llama", "sdpa", seed=10)
+    is_right(Decoder(model, character_tokenizer()), expected_of(model))
+    before = expected_of(model)
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= 5
+    assert expected_of(model) != before
+    is_right(Decoder(model, character_tokenizer()), expected_of(model))
 
 
 def test_T33_token_ids_go_to_the_device_of_the_embedding() -> None:

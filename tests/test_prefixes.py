@@ -118,7 +118,7 @@ def test_chunks_are_written_to_slabs_that_were_captured() -> None:
     assert cache.restore(row, ids, None) == 2 * CHUNK
 
 
-@pytest.mark.parametrize("write", ["data", "exchange", "buffer"])
+@pytest.mark.parametrize("write", ["data", "exchange", "buffer", "assign"])
 def test_weights_that_torch_does_not_see_written_to_count(write: str) -> None:
     model = copy.deepcopy(tiny_model("llama-gqa"))
     kept = Decoder(model, character_tokenizer(), prefix_cache_bytes=1 << 20)
@@ -129,6 +129,9 @@ def test_weights_that_torch_does_not_see_written_to_count(write: str) -> None:
         weight.data += 0.1
     elif write == "exchange":
         weight.data = weight.data.clone()
+    elif write == "assign":
+        exchanged = {name: one.clone() for name, one in model.state_dict().items()}
+        model.load_state_dict(exchanged, assign=True)
     else:
         model.model.rotary_emb.inv_freq.mul_(0.5)
     assert kept.generate(prompt(50), max_new_tokens=4).stats.cached_prompt_tokens == 0
@@ -146,9 +149,22 @@ def test_weights_that_were_written_to_are_not_mixed_with_old_chunks() -> None:
 def test_a_model_with_adapters_is_not_served() -> None:
     """They may be switched between two requests, and are no part of a chunk's key."""
     model = copy.deepcopy(tiny_model("llama-gqa"))
-    assert PrefixCache.serves(runner_of(model))
+    assert PrefixCache.serves(runner_of(model), model)
     adapt(model)
-    assert not PrefixCache.serves(runner_of(model))
+    assert not PrefixCache.serves(runner_of(model), model)
+
+
+def test_a_model_with_hooks_of_callers_is_not_served() -> None:
+    """What they do may be something else in the next request."""
+    model = copy.deepcopy(tiny_model("llama-gqa"))
+    kept = Decoder(model, character_tokenizer(), prefix_cache_bytes=1 << 20)
+    scale = [1.0]
+    model.model.layers[0].register_forward_hook(lambda module, given, output: output * scale[0])
+    kept.generate(prompt(50), max_new_tokens=4)
+    scale[0] = -3.0
+    result = kept.generate(prompt(50), max_new_tokens=4)
+    assert result.stats.cached_prompt_tokens == 0
+    assert result.token_ids == kept.generate(prompt(50), max_new_tokens=4, draft=False).token_ids
 
 
 def test_a_negative_size_is_refused() -> None:

@@ -1,15 +1,17 @@
 """Structured answers: always of the form that was asked for, and the same whatever is drafted."""
 
+import copy
 import json
 import random
 import re
 import sys
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from llma_rag import Decoder
 from llma_rag.demo import MODEL
-from llma_rag.testing import ScriptedModel, byte_tokenizer
+from llma_rag.testing import BYTE_VOCABULARY, ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
 from tests.scripted import PROMPT, ids, tell
 
@@ -137,6 +139,25 @@ def test_a_tokenizer_that_strips_text_writes_spaces_all_the_same() -> None:
     decoder = Decoder.from_pretrained(MODEL)
     result = decoder.generate("How many?", json_schema=schema, max_new_tokens=30)
     assert result.text.startswith('{"a": ')
+
+
+def test_tokens_that_the_model_does_not_know_are_never_written() -> None:
+    """As where tokens were added to a tokenizer and the model was not resized."""
+    words = copy.deepcopy(byte_tokenizer())
+    words.add_tokens(['{"name": '])
+    assert words.convert_tokens_to_ids('{"name": ') >= BYTE_VOCABULARY
+    decoder = Decoder(ScriptedModel(ids(ANSWER + "</s>"), eos_token_id=1), words)
+    result = decoder.generate(PROMPT, json_schema=PERSON, max_new_tokens=200)
+    plain = decoder.generate(PROMPT, json_schema=PERSON, max_new_tokens=200, draft=False)
+    assert result.token_ids == plain.token_ids
+    assert result.text == ANSWER
+
+
+def test_a_model_that_knows_too_few_tokens_is_refused() -> None:
+    words = PreTrainedTokenizerFast.from_pretrained(MODEL)
+    decoder = Decoder(ScriptedModel([5], eos_token_id=1), words)
+    with pytest.raises(ValueError, match=rf"all {len(words)} tokens.*one with {BYTE_VOCABULARY}"):
+        decoder.generate([5, 6], json_schema=PERSON, max_new_tokens=9)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

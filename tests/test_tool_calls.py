@@ -25,6 +25,9 @@ ADD = WrittenCall("add", {"a": 1})
         (f"[TOOL_CALLS][{JSON}]", ""),
         (f"```json\n{JSON}\n```", ""),
         ('{"name": "add", "parameters": {"a": 1}}', ""),
+        (f"<think>{JSON}?</think>\n{JSON}", f"<think>{JSON}?</think>"),
+        (f"<think><tool_call></think><tool_call>{JSON}", "<think><tool_call></think>"),
+        (f"A <tool_call> it is.\n<tool_call>{JSON}</tool_call>", "A <tool_call> it is."),
         ('{"name": "add", "arguments": "{\\"a\\": 1}"}', ""),
     ],
 )
@@ -41,11 +44,23 @@ def test_several_calls():
     assert read_tool_calls(tagged, {"add"}).calls == (ADD, ADD)
 
 
+def test_a_call_ends_where_its_json_does():
+    body = json.dumps({"name": "add", "arguments": {"a": "</tool_call> and <tool_call>{"}})
+    answer = read_tool_calls(f"<tool_call>{body}</tool_call><tool_call>{JSON} ", {"add"})
+    assert answer.calls == (WrittenCall("add", {"a": "</tool_call> and <tool_call>{"}), ADD)
+    assert (answer.content, answer.unreadable) == ("", ())
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "7",
+        "Models write <tool_call> before a call. The sum is 3.",
+        "An empty <tool_call></tool_call> is none, nor is <tool_call>",
+        f"<think>Is it <tool_call>{JSON}</tool_call>? No.</think>The sum is 3.",
+        f"<tool_call>{JSON}</tool_call>, I thought.</think> The sum is 3.",
+        f"<think>Hm.</think>It is {JSON}",
         "plain words",
         f"[TOOL_CALLS] words, {JSON}",
         '{"name": "unknown", "arguments": {}}',
@@ -68,12 +83,30 @@ def test_without_tools_nothing_is_read():
 
 
 @pytest.mark.parametrize(
-    "body", ["{broken", "[]", '{"arguments": {}}', '{"name": "a", "arguments": [1]}']
+    "body",
+    [
+        "{broken",
+        "[]",
+        "add(1)",
+        '{"arguments": {}}',
+        '{"name": "a", "arguments": [1]}',
+        f"{JSON}}}",
+        f"{JSON} {JSON}",
+        '{"a":' * 10_000,
+    ],
 )
-def test_a_broken_call_is_reported(body):
-    answer = read_tool_calls(f"<tool_call>{body}</tool_call>", {"add"})
-    assert not answer.calls
+@pytest.mark.parametrize("end", ["</tool_call>", f"</tool_call><tool_call>{JSON}"])
+def test_a_broken_call_is_reported(body, end):
+    answer = read_tool_calls(f"Look: <tool_call>{body}{end}", {"add"})
+    assert answer.content == "Look:"
     assert [one.body for one in answer.unreadable] == [body]
+    assert answer.calls == (ADD,) * end.count(JSON)
+
+
+def test_a_call_that_was_cut_is_reported():
+    answer = read_tool_calls(f"Look: <tool_call>{JSON[:8]}", {"add"})
+    assert (answer.content, answer.calls) == ("Look:", ())
+    assert [one.body for one in answer.unreadable] == [JSON[:8]]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +118,9 @@ def test_a_broken_call_is_reported(body):
         f"  [TOOL_CALLS][{JSON}]",
         "   spaces before ```code```",
         "``",
+        f"<think>{JSON}<tool_call>{JSON}</tool_call> no</think> So: <tool_call>{JSON}",
+        f"<think>a</think>{JSON}",
+        "A <tool_call> it is </tool_call> and <tool_call> too",
     ],
 )
 def test_what_is_shown_only_grows_and_stays(text):

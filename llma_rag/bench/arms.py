@@ -210,7 +210,9 @@ def force_choices(tokens: list[int], step: Pass, answer: Sequence[int], prompt_t
 
 
 def _with_tokens(outcome: Outcome, tokens: list[int]) -> Outcome:
-    return Outcome(lambda: outcome.logits, lambda: tokens)
+    forced = Outcome(lambda: outcome.logits, lambda: tokens)
+    forced.started = outcome.started
+    return forced
 
 
 def _now(device: torch.device) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,20 @@ class Calibration:
     branching: Mapping[int, float] = field(default_factory=dict)
 
     def curve(self, context: int) -> CostCurve | None:
-        """Return the costs at the measured context nearest to `context`; None if there is none."""
+        """Return the costs at the measured context nearest to `context`; None if there is none.
+
+        It is one curve for all requests, which learns from their passes.
+        """
         if not self.times:
             return None
-        nearest = min(self.times, key=lambda one: abs(one - context))
-        return CostCurve(self.times[nearest], self.branching.get(nearest, 0.0))
+        return self._curves[min(self.times, key=lambda one: abs(one - context))]
+
+    @cached_property
+    def _curves(self) -> Mapping[int, CostCurve]:
+        return {
+            context: CostCurve(times, self.branching.get(context, 0.0))
+            for context, times in self.times.items()
+        }
 
 
 def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:

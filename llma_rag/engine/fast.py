@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from llma_rag.engine.attention import PACKED
 from llma_rag.engine.cpu.fused_layer import fuse_layers
 from llma_rag.engine.cpu.shared_linear import shared_linear
-from llma_rag.engine.twin import can_twin, modules_of, twin
+from llma_rag.engine.twin import can_twin, modules_of, numbers_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]
 """Device, dtype and modules that a model had, and the twin that was made of them."""
@@ -34,9 +34,10 @@ def can_be_fast(model: PreTrainedModel) -> bool:
 def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     """Return the twin of `model` that attends with `packed_attention`.
 
-    Made once per model, and again where modules were exchanged or the model was moved or cast.
+    Made once per model, and again where modules or their numbers were exchanged or the model was
+    moved or cast.
     """
-    picture = (model.device, model.dtype, *modules_of(model))
+    picture = (model.device, model.dtype, *modules_of(model), *numbers_of(model))
     known = _views.get(model)
     if known is None or known[0] != picture:
         view = twin(model, attention=PACKED, exchange=shared_linear)

@@ -10,6 +10,9 @@ class Outcome:
     """What a pass returned for the last committed and each drafted token.
 
     Read it before the next pass: a pass that was captured leaves it where the next one does.
+
+    Attributes:
+        started: When the pass began, by `time.perf_counter`; None where that was not noted.
     """
 
     def __init__(
@@ -23,6 +26,7 @@ class Outcome:
             logits: As the property, or what returns them.
             tokens: Returns what `likeliest` does, where the pass has found it already.
         """
+        self.started: float | None = None
         self._logits = logits
         self._tokens = tokens
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
+from transformers import PreTrainedModel
 
 from llma_rag.engine.cache import KeysValues
 from llma_rag.engine.memory import SlabMemory
 from llma_rag.engine.step import Row, StepRunner
+from llma_rag.engine.twin import interventions_of
 
 CHUNK = 256
 """Tokens of a chunk, the unit in which prompts are computed, kept and found again."""
@@ -36,17 +38,18 @@ class PrefixCache:
         self.most_bytes = most_bytes
         self.bytes = 0
         self._chunks: OrderedDict[bytes, list[KeysValues]] = OrderedDict()
-        self._parameters = [*runner.model.parameters(), *runner.model.buffers()]
+        self._model = runner.model
 
     @staticmethod
-    def serves(runner: StepRunner) -> bool:
-        """Return whether a prompt's keys and values depend on nothing but its tokens here.
+    def serves(runner: StepRunner, model: PreTrainedModel) -> bool:
+        """Return whether keys and values of a caller's model depend on the prompt's tokens alone.
 
-        False where the model keeps other state, where adapters may be switched, and where rotary
-        embeddings depend on the length of the whole.
+        False where the model keeps other state, where adapters may be switched or callers' hooks
+        do something else, and where rotary embeddings depend on the length of the whole.
         """
         verdict = runner.verdict
-        return verdict.memory == "slab" and verdict.fast and runner.rope.switch is None
+        free = runner.rope.switch is None and not interventions_of(model)
+        return verdict.memory == "slab" and verdict.fast and free
 
     @torch.inference_mode()  # captured slabs were made in it
     def restore(self, row: Row, tokens: Sequence[int], namespace: str | None) -> int:
@@ -101,8 +104,9 @@ class PrefixCache:
 
         Writes through `.data` are not counted by torch: some numbers of each weight tell of them.
         """
-        yield sum(one._version for one in self._parameters if not one.is_inference())
-        plain = [one for one in self._parameters if type(one.detach()) is torch.Tensor]
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        yield sum(one._version for one in weights if not one.is_inference())
+        plain = [one for one in weights if type(one.detach()) is torch.Tensor]
         yield [one.data_ptr() for one in plain]
         numbers = [one.flatten()[:: max(1, one.numel() // SAMPLED)] for one in plain]
         by_kind = groupby(sorted(numbers, key=_kind), _kind)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -174,12 +175,15 @@ class StepRunner:
         as it was.
         """
         with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
+            started = time.perf_counter()
             try:
-                return self._run(step)
+                outcome = self._run(step)
             except torch.OutOfMemoryError:
                 if self.captured is None or not self.captured.forget_free():
                     raise
-            return self._run(step)
+                outcome = self._run(step)
+            outcome.started = started
+            return outcome
 
     def _run(self, step: Pass) -> Outcome:
         row = step.row
@@ -205,6 +209,11 @@ class StepRunner:
         logits: torch.Tensor = output.logits[0]
         wanted = 1 + len(step.drafted)
         return Outcome(logits[:wanted] if fixed else logits[-wanted:])
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Run the model as transformers' own guidance does, between passes."""
+        with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
+            return self.model(*arguments, **options)
 
     @torch.inference_mode()
     def keep(self, step: Pass, nodes: Sequence[int]) -> None:

@@ -64,6 +64,13 @@ def modules_of(model: nn.Module) -> tuple[object, ...]:
     return (*map(weakref.ref, modules), *(name for one in modules for name in one._buffers))
 
 
+def numbers_of(model: nn.Module) -> tuple[float, ...]:
+    """Return the numbers that modules compute with beside their weights, scales for example."""
+    return tuple(
+        value for one in _walk(model) for value in vars(one).values() if isinstance(value, float)
+    )
+
+
 def interventions_of(model: nn.Module) -> tuple[object, ...]:
     """Return what tells of callers' hooks and exchanged forwards in a model, and of which.
 
