@@ -44,7 +44,7 @@ class PassTimes:
         self._covariance = np.zeros((size, size))
         self._covariance[LEVELS:, LEVELS:] = self._prior
         self._requests = [object()] * LEVELS
-        self._order = [*range(LEVELS)]
+        self._order = list(range(LEVELS))
 
     @property
     def deviations(self) -> Floats:
@@ -64,10 +64,8 @@ class PassTimes:
 
     def _level(self, request: object) -> int:
         """Return where the state holds what a request's passes of one token take."""
-        known = (one for one in self._order if self._requests[one] is request)
-        level = next(known, None)
-        if level is None:
-            level = self._order[0]
+        level = next((one for one in self._order if self._requests[one] is request), self._order[0])
+        if self._requests[level] is not request:
             self._requests[level] = request
             self._covariance[level] = self._covariance[:, level] = 0.0
             self._covariance[level, level] = UNKNOWN**2

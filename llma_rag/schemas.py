@@ -67,14 +67,15 @@ def chosen_tools(tools: Sequence[_Tool], choice: Any) -> list[_Tool]:
 
     Args:
         tools: Tools in OpenAI's notation.
-        choice: A `tool_choice`: a word, the name of a tool, or OpenAI's form of it.
+        choice: A `tool_choice`: a word, the name of a tool, or OpenAI's or Anthropic's form of it.
 
     Raises:
         ValueError: If `choice` names none of the tools.
     """
-    if choice is None or choice is False or choice in ("auto", "none"):
+    word = _word(choice)
+    if word is None or word is False or word in ("auto", "none"):
         return []
-    if choice is True or choice in ("any", "required"):
+    if word is True or word in ("any", "required"):
         return list(tools)
     named = choice.get("function", choice) if isinstance(choice, Mapping) else choice
     name = named.get("name") if isinstance(named, Mapping) else named
@@ -85,6 +86,13 @@ def chosen_tools(tools: Sequence[_Tool], choice: Any) -> list[_Tool]:
             f"`tool_choice` must name a bound tool, got {choice!r}; the tools are {known}."
         )
     return chosen
+
+
+def _word(choice: Any) -> Any:
+    """Return the word that a `tool_choice` is, or that it has for its type and names no tool."""
+    if not isinstance(choice, Mapping) or "name" in choice or "function" in choice:
+        return choice
+    return choice.get("type", choice)
 
 
 def _call(function: Mapping[str, Any]) -> dict[str, Any]:

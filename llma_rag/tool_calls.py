@@ -73,15 +73,19 @@ def read_tool_calls(text: str, tools: Collection[str]) -> AnswerParts:
     """
     if not tools:
         return AnswerParts(text)
-    start = _after_thoughts(text)
+    starts = _starts(text)
+    for first in starts:
+        calls = _bare_calls(text[first:], tools)
+        if calls:
+            return AnswerParts(text[:first].rstrip(), calls)
+    start = starts[-1]
     content, found = text[:start], []
     for begin, end, body in _tagged(text, start):
         content += text[start:begin]
         found.append(_tagged_call(body))
         start = end
     if not found:
-        calls = _bare_calls(text[start:], tools)
-        return AnswerParts(content.rstrip(), calls) if calls else AnswerParts(text)
+        return AnswerParts(text)
     return AnswerParts(
         content=(content + text[start:]).rstrip(),
         calls=tuple(one for one in found if isinstance(one, WrittenCall)),
@@ -95,10 +99,11 @@ def text_before_calls(text: str) -> str:
     >>> text_before_calls("Let me look.<tool_call>{"), text_before_calls("Let me <tool")
     ('Let me look.', 'Let me')
     """
-    start = _after_thoughts(text)
-    thoughts, text = text[:start], text[start:]
-    if text.lstrip().startswith(_BARE_BEGINNINGS) or "```".startswith(text.strip()):
-        return thoughts.rstrip()
+    for first in _starts(text):
+        rest = text[first:]
+        if rest.lstrip().startswith(_BARE_BEGINNINGS) or "```".startswith(rest.strip()):
+            return text[:first].rstrip()
+    thoughts, text = text[:first], rest
     before, tag, _ = text.partition(_OPEN)
     if not tag:
         sizes = range(min(len(_OPEN) - 1, len(text)), 0, -1)
@@ -107,10 +112,13 @@ def text_before_calls(text: str) -> str:
     return (thoughts + before).rstrip()
 
 
-def _after_thoughts(text: str) -> int:
-    """Return where what a model thought before it answered has ended."""
-    found = text.rfind(_THOUGHT_END)
-    return found + len(_THOUGHT_END) if found >= 0 else 0
+def _starts(text: str) -> list[int]:
+    """Return where an answer may begin: at once, behind the first thought, and behind the last.
+
+    A bare call begins at one of them, and may hold what looks like the end of a thought.
+    """
+    ends = {text.find(_THOUGHT_END), text.rfind(_THOUGHT_END)} - {-1}
+    return [0, *sorted(end + len(_THOUGHT_END) for end in ends)]
 
 
 def _tagged(text: str, start: int) -> Iterator[tuple[int, int, str]]:

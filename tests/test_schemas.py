@@ -1,4 +1,4 @@
-"""Schemas of tool calls: closed, and complete wherever they stand."""
+"""Schemas of tool calls: closed, complete wherever they stand, and of the tools chosen."""
 
 import datetime
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from llma_rag import closed_schema, tool_call_schema
+from llma_rag import chosen_tools, closed_schema, tool_call_schema
 from llma_rag.testing import byte_tokenizer
 
 INNER = {"type": "object", "properties": {"b": {"type": "integer"}}}
@@ -160,3 +160,30 @@ def test_a_grammar_follows_the_references_of_every_call(
 )
 def test_an_answer_beside_tools_keeps_its_references(answer: dict, text: str, valid: bool) -> None:
     assert allowed(tool_call_schema(TOOLS, answer), text) is valid
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        (None, []),
+        ("auto", []),
+        ({"type": "auto"}, []),
+        ({"type": "none"}, []),
+        ("any", ["one", "two"]),
+        ({"type": "any"}, ["one", "two"]),
+        ({"type": "required"}, ["one", "two"]),
+        ({"type": "any", "disable_parallel_tool_use": True}, ["one", "two"]),
+        ({"type": "tool", "name": "two"}, ["two"]),
+        ({"type": "any", "name": "two"}, ["two"]),
+        ({"type": "function", "function": {"name": "two"}}, ["two"]),
+    ],
+)
+def test_a_choice_in_the_forms_of_others(choice: object, names: list[str]) -> None:
+    chosen = chosen_tools([function("one", INNER), function("two", INNER)], choice)
+    assert [tool["function"]["name"] for tool in chosen] == names
+
+
+@pytest.mark.parametrize("choice", ["three", {}, {"type": "function"}, {"type": "tool"}])
+def test_a_choice_that_names_no_tool_is_refused(choice: object) -> None:
+    with pytest.raises(ValueError, match="`tool_choice` must name a bound tool"):
+        chosen_tools([function("one", INNER)], choice)

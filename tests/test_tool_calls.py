@@ -44,6 +44,16 @@ def test_several_calls():
     assert read_tool_calls(tagged, {"add"}).calls == (ADD, ADD)
 
 
+@pytest.mark.parametrize("query", ["<tool_call>", "</tool_call>", "a</think>b", "```"])
+@pytest.mark.parametrize("thoughts", ["", "<think>Hm.</think>"])
+def test_arguments_may_hold_any_tag(query, thoughts):
+    arguments = {"query": query}
+    text = thoughts + json.dumps({"name": "add", "arguments": arguments})
+    answer = read_tool_calls(text, {"add"})
+    assert (answer.calls, answer.unreadable) == ((WrittenCall("add", arguments),), ())
+    assert answer.content.startswith(text_before_calls(text))
+
+
 def test_a_call_ends_where_its_json_does():
     body = json.dumps({"name": "add", "arguments": {"a": "</tool_call> and <tool_call>{"}})
     answer = read_tool_calls(f"<tool_call>{body}</tool_call><tool_call>{JSON} ", {"add"})

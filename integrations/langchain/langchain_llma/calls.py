@@ -1,5 +1,6 @@
 """One request on its way to the decoder and back, the same for chat and for text."""
 
+import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -10,7 +11,14 @@ from langchain_core.messages.content import Citation
 from langchain_llma.citations import citations_of
 from langchain_llma.documents import as_reference
 from langchain_llma.scopes import CapturedDocument
-from langchain_llma.tool_calls import HeldText, ReadAnswer, Tool, read_answer, read_parsed
+from langchain_llma.tool_calls import (
+    HeldText,
+    ReadAnswer,
+    Tool,
+    cut_call,
+    read_answer,
+    read_parsed,
+)
 from llma_rag import GenerationResult, Reference
 
 if TYPE_CHECKING:
@@ -30,6 +38,7 @@ class Call:
         documents: What may be copied, in the order of the references.
         options: Options of the decoder.
         tools: Tools that the model may call.
+        forced: Whether the answer must be a call.
         history: Earlier turns of the conversation, which the prompt may lack.
         draft: Whether tokens may be drafted.
         namespace: Whose request this is.
@@ -43,6 +52,7 @@ class Call:
     documents: tuple[CapturedDocument, ...]
     options: "GenerationOptions"
     tools: tuple[Tool, ...] = ()
+    forced: bool = False
     history: tuple[str, ...] = ()
     draft: bool = True
     namespace: str | None = None
@@ -66,9 +76,9 @@ class Call:
         return [as_reference(entry.document) for entry in self.documents]
 
     def cited(self, answer: str, result: GenerationResult) -> list[Citation]:
-        """Return the citations of an answer, whose beginning at least is the result's text."""
+        """Return the citations of an answer, up to where it leaves the result's text."""
         sources: Sequence[Document] = [entry.document for entry in self.documents]
-        shown = answer if result.text.startswith(answer) else ""
+        shown = os.path.commonprefix([answer, result.text])  # noqa: RUF071  # no paths
         return citations_of(
             shown,
             result.copied_spans,
@@ -85,7 +95,10 @@ class Call:
                 return read_parsed(parse(written, prefix=self.prompt, tools=list(self.tools)))
             except (ValueError, TypeError, KeyError, AttributeError):
                 pass  # a call that was cut short or that the model wrote wrongly
-        return read_answer(result.text, self.tools)
+        answer = read_answer(result.text, self.tools)
+        if self.forced and not answer.calls:
+            return cut_call(result.text, limited=result.finish_reason == "length")
+        return answer
 
     @property
     def parses_itself(self) -> bool:

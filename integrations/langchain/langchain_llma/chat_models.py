@@ -16,25 +16,22 @@ from langchain_core.language_models import (
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
 from langchain_llma.answers import generation, message_end, message_piece
 from langchain_llma.calls import Call
 from langchain_llma.local_model import MODEL_CONFIG, LocalModel
 from langchain_llma.options import PROVIDER
+from langchain_llma.parsers import parser_of, with_raw
 from langchain_llma.profiles import profile_of
 from langchain_llma.prompts import Template, earlier_turns, prompt_ids, prompt_text
+from langchain_llma.schemas import Schema
 from langchain_llma.scopes import CapturedDocument, parent_of
-from langchain_llma.structured import (
-    Method,
-    Schema,
-    answer_schema,
-    bind_arguments,
-    parser_of,
-    with_raw,
-)
+from langchain_llma.structured import Method, answer_schema, bind_arguments
+from langchain_llma.tool_calls import as_tool
+from llma_rag import chosen_tools
 
 _BATCH_THREADS = 64
 """Requests of one `batch` that wait in the engine at the same time."""
@@ -89,7 +86,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         return super()._get_invocation_params(stop=stop, **told)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return profile_of(self.model, self.chat_template)
+        return profile_of(self.model, self.chat_template, self.held.decoder)
 
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
@@ -101,7 +98,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
         """
         if not messages:
             return 0
-        formatted = [convert_to_openai_tool(tool) for tool in tools or ()]
+        formatted = [as_tool(tool) for tool in tools or ()]
         try:
             return len(prompt_ids(self.decoder.tokenizer, messages, formatted, self._template()))
         except TemplateError:
@@ -121,15 +118,15 @@ class ChatLLMA(LocalModel, BaseChatModel):
         Args:
             tools: Tools, functions, pydantic classes, TypedDicts or schemas in OpenAI's format.
             tool_choice: `"auto"`, `"none"`, `"any"`, the name of a tool that must be called, or
-                OpenAI's form of it. A forced call is constrained to the tool's schema.
+                OpenAI's or Anthropic's form of it. A forced call is constrained to its tool.
             strict: No difference here: a forced call always follows the schema.
             parallel_tool_calls: No difference here: a forced call is a single one.
             **kwargs: Further arguments of every call.
 
         Raises:
-            ValueError: If `tool_choice` names no tool of the list.
+            ValueError: If `tool_choice` names no tool of the list, or a tool is no function.
         """
-        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        formatted = [as_tool(tool) for tool in tools]
         answer_schema(formatted, tool_choice, None)
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self.bind(tools=formatted, **choice, **kwargs)
@@ -154,7 +151,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
             **kwargs: Further arguments of every call.
 
         Raises:
-            ValueError: If the method is unknown or needs a schema.
+            ValueError: If the method is unknown, or needs a schema, or one of an object.
         """
         bound = bind_arguments(schema, method)
         if method == "function_calling":
@@ -174,7 +171,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
     ) -> list[AIMessage]:
         """Answer all inputs at once, in turns, unless `max_concurrency` asks for fewer."""
         threads = min(len(inputs), _BATCH_THREADS)
-        configs = config if isinstance(config, list) else [config or {}] * len(inputs)
+        configs = get_config_list(config, len(inputs))
         if threads and configs[0].get("max_concurrency") is None:
             configs = [{**each, "max_concurrency": threads} for each in configs]
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
@@ -251,8 +248,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
     ) -> Call:
         options = dict(kwargs)
         choice = options.pop("tool_choice", None)
-        bound = tuple(convert_to_openai_tool(tool) for tool in options.pop("tools", None) or ())
-        tools = bound if choice != "none" else ()
+        bound = tuple(as_tool(tool) for tool in options.pop("tools", None) or ())
+        tools = () if choice in ("none", {"type": "none"}) else bound
         schema = answer_schema(tools, choice, options.pop("response_format", None))
         template = self._template(options.pop("chat_template_kwargs", None))
         options.pop("stream", None)  # core's own switch, already obeyed
@@ -260,8 +257,9 @@ class ChatLLMA(LocalModel, BaseChatModel):
             lambda decoder: prompt_ids(decoder.tokenizer, messages, tools, template),
             documents,
             stop,
-            options | {"json_schema": schema},
+            options if schema is None else options | {"json_schema": schema},
             tools,
+            bool(chosen_tools(tools, choice)),
             earlier_turns(messages),
         )
 

@@ -183,8 +183,8 @@ class LocalModel(BaseModel):
         if "model" not in fields and "model_name" not in fields:
             config = getattr(decoder.model, "config", None)
             fields["model"] = getattr(config, "name_or_path", None) or type(decoder.model).__name__
-        made = cls(**fields)
-        made.held = Held(decoder, made._source())
+        made = cls(held=Held(decoder), **fields)
+        made.held.source = made._source()
         return made
 
     @classmethod
@@ -310,6 +310,7 @@ class LocalModel(BaseModel):
         stop: Sequence[str] | None,
         given: Mapping[str, Any],
         tools: tuple[Tool, ...] = (),
+        forced: bool = False,
         history: tuple[str, ...] = (),
         pipeline: Mapping[str, Any] | None = None,
     ) -> Call:
@@ -323,6 +324,7 @@ class LocalModel(BaseModel):
             prompt=prompt(decoder) if callable(prompt) else text_prompt(decoder.tokenizer, prompt),
             documents=documents,
             tools=tools,
+            forced=forced,
             history=history,
             draft=options.pop("draft", self.draft),
             namespace=options.pop("namespace", self.namespace),

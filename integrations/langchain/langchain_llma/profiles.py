@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import ModelProfile
 
 from langchain_llma.prompts import knows_tools
 
+if TYPE_CHECKING:
+    from llma_rag import Decoder
 
-def profile_of(model: str, chat_template: str | None = None) -> ModelProfile:
-    """Return the profile of a local model, or of one already in the hub's local cache.
+
+def profile_of(
+    model: str, chat_template: str | None = None, decoder: "Decoder | None" = None
+) -> ModelProfile:
+    """Return the profile of a loaded or local model, or of one already in the hub's local cache.
 
     Reads `config.json` and the chat template; asks no network. What cannot be known is left out.
     Tool choice and structured output need no help from the template: decoding is constrained.
@@ -18,10 +23,9 @@ def profile_of(model: str, chat_template: str | None = None) -> ModelProfile:
     Args:
         model: Folder or hub name.
         chat_template: A template that is used instead of the model's.
+        decoder: The loaded model, which knows more than its files.
     """
-    config = _json(model, "config.json")
-    config = config.get("text_config") or config
-    context = config.get("max_position_embeddings") or config.get("n_positions")
+    context = _context(model) if decoder is None else decoder.context_length
     profile: ModelProfile = {
         "open_weights": True,
         "text_inputs": True,
@@ -35,10 +39,17 @@ def profile_of(model: str, chat_template: str | None = None) -> ModelProfile:
     }
     if isinstance(context, int):
         profile["max_input_tokens"] = context
-    template = chat_template or _template(model)
+    own = _template(model) if decoder is None else getattr(decoder.tokenizer, "chat_template", None)
+    template = chat_template or own
     if template is not None:
         profile["tool_calling"] = knows_tools(template)
     return profile
+
+
+def _context(model: str) -> object:
+    config = _json(model, "config.json")
+    config = config.get("text_config") or config
+    return config.get("max_position_embeddings") or config.get("n_positions")
 
 
 def _template(model: str) -> str | None:

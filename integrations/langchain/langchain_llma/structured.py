@@ -1,20 +1,13 @@
-"""Constrain answers to a schema, and read them back."""
+"""Constrain answers to a schema."""
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
-from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
-
+from langchain_llma.schemas import Schema, function_of, json_schema_of, unwrapped
 from langchain_llma.tool_calls import Tool
 from llma_rag import chosen_tools, closed_schema, tool_call_schema
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
-Schema: TypeAlias = dict[str, Any] | type
 
 
 def answer_schema(
@@ -38,17 +31,19 @@ def _schema_of(response_format: Mapping[str, Any] | type) -> dict[str, Any] | No
         ValueError: If it has another form.
     """
     if isinstance(response_format, type):
-        return dict(closed_schema(convert_to_json_schema(response_format)))
-    kind = response_format.get("type")
+        return dict(closed_schema(json_schema_of(response_format)))
+    told = response_format if isinstance(response_format, Mapping) else {}
+    kind = told.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
-        return dict(closed_schema(response_format.get("schema") or {"type": "object"}))
-    schema = (response_format.get("json_schema") or {}).get("schema")
+        return dict(closed_schema(told.get("schema") or {"type": "object"}))
+    wrapped = told.get("json_schema")
+    schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
     if kind != "json_schema" or schema is None:
         msg = (
-            '`response_format` must be {"type": "json_schema", "json_schema": {"schema": ...}} or '
-            f'{{"type": "json_object"}}, got {dict(response_format)!r}.'
+            '`response_format` must be {"type": "json_schema", "json_schema": {"schema": ...}}, '
+            f'{{"type": "json_object"}}, or a class, got {response_format!r}.'
         )
         raise ValueError(msg)
     return dict(closed_schema(schema))
@@ -66,15 +61,16 @@ def bind_arguments(schema: Schema | None, method: Method) -> dict[str, Any]:
     if schema is None and method != "json_mode":
         msg = f"`schema` must be given for method {method!r}, got None."
         raise ValueError(msg)
+    schema = None if schema is None else unwrapped(schema)
     traced = {"kwargs": {"method": method}, "schema": schema}
     if method == "json_mode":
-        known = {} if schema is None else {"schema": convert_to_json_schema(schema)}
+        known = {} if schema is None else {"schema": json_schema_of(schema)}
         return {
             "response_format": {"type": "json_object", **known},
             "ls_structured_output_format": traced,
         }
     if method == "json_schema":
-        formatted = convert_to_json_schema(schema)  # type: ignore[arg-type]  # not None here
+        formatted = json_schema_of(schema)  # type: ignore[arg-type]  # not None here
         name = formatted.get("title", "answer")
         return {
             "response_format": {
@@ -83,29 +79,9 @@ def bind_arguments(schema: Schema | None, method: Method) -> dict[str, Any]:
             },
             "ls_structured_output_format": traced,
         }
-    tool = convert_to_openai_tool(schema)  # type: ignore[arg-type]  # not None here
+    tool = function_of(schema)  # type: ignore[arg-type]  # not None here
     return {
-        "tools": [schema],
+        "tools": [tool],
         "tool_choice": tool["function"]["name"],
         "ls_structured_output_format": traced | {"schema": tool},
     }
-
-
-def parser_of(schema: Schema | None, method: Method) -> BaseOutputParser[Any]:
-    """Return the parser that makes a constrained answer an instance of its schema."""
-    model = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
-    if method == "function_calling":
-        if model is not None:
-            return PydanticToolsParser(tools=[model], first_tool_only=True)
-        name = convert_to_openai_tool(schema)["function"]["name"]  # type: ignore[arg-type]
-        return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-    return JsonOutputParser() if model is None else PydanticOutputParser(pydantic_object=model)
-
-
-def with_raw(model: Runnable[Any, Any], parser: BaseOutputParser[Any]) -> Runnable[Any, Any]:
-    """Return the message beside what was parsed of it, or the error in parsing it."""
-    parsed = RunnablePassthrough.assign(
-        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
-    )
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")

@@ -1,17 +1,19 @@
 """Force, recognise and read tool calls in a model's text."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llma_rag import WrittenCall, read_tool_calls, text_before_calls
 
 Tool = dict[str, Any]
-"""A tool in OpenAI's format, as `convert_to_openai_tool` makes it."""
+"""A tool in OpenAI's format, as `as_tool` makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,22 @@ class ReadAnswer:
     content: str
     calls: tuple[ToolCall, ...] = ()
     invalid: tuple[InvalidToolCall, ...] = ()
+
+
+def as_tool(given: dict[str, Any] | type | Callable[..., Any] | BaseTool) -> Tool:
+    """Return a tool in OpenAI's format.
+
+    Raises:
+        ValueError: If it is no function, as tools that a provider has built in.
+    """
+    tool = convert_to_openai_tool(given)
+    if "function" not in tool:
+        msg = (
+            f"`tools` must hold functions, got a tool of type `{tool.get('type')}` that has no "
+            "`function`. Built-in ones run on their provider's servers; pass your own function."
+        )
+        raise ValueError(msg)
+    return tool
 
 
 def tool_name(tool: Tool) -> str:
@@ -45,6 +63,22 @@ def read_answer(text: str, tools: Sequence[Tool]) -> ReadAnswer:
             for one in parts.unreadable
         ),
     )
+
+
+def cut_call(text: str, *, limited: bool) -> ReadAnswer:
+    """Return a forced call that ended before its JSON did.
+
+    Args:
+        text: What there is of it.
+        limited: Whether a limit ended it.
+    """
+    error = (
+        "The tool call was cut at `max_tokens` or `timeout`; raise the limit."
+        if limited
+        else "The tool call is no complete JSON; a `stop` string may have cut it."
+    )
+    call = invalid_tool_call(name=None, args=text, id=_new_id(), error=error)
+    return ReadAnswer("", invalid=(call,))
 
 
 def read_parsed(message: Mapping[str, Any]) -> ReadAnswer:

@@ -18,6 +18,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_llma import LLMA, ChatLLMA
 from llma_rag import CopiedSpan, DecodingStats, GenerationChunk, GenerationResult, Reference
+from llma_rag.result import FinishReason
 
 TEXTS = (
     "the red fox lives in the forest near the river",
@@ -128,6 +129,7 @@ class ProbeDecoder:
         self.tokenizer = ProbeTokenizer()
         self.model = SimpleNamespace(config=SimpleNamespace(name_or_path="probe"))
         self.context_length = 4096
+        self.finish_reason: FinishReason = "stop"
         self._lock = threading.Lock()
 
     def generate(self, prompt: Any, **arguments: Any) -> GenerationResult:
@@ -161,7 +163,7 @@ class ProbeDecoder:
         return GenerationResult(
             text=answer,
             token_ids=tuple(range(len(answer.split()))),
-            finish_reason="stop",
+            finish_reason=self.finish_reason,
             copied_spans=copied_spans(answer, text, references),
             stats=DecodingStats(
                 prompt_tokens=len(prompt),

@@ -6,6 +6,7 @@ import pickle
 import warnings
 from importlib.metadata import version
 from typing import Any, TypedDict
+from uuid import uuid4
 
 import pytest
 from langchain_core.documents import Document
@@ -251,6 +252,68 @@ def test_broken_tool_calls_are_invalid_in_every_mode(decoder: ProbeDecoder) -> N
     for message in (llm.invoke("hello"), _aggregate(llm.stream("hello"))):
         assert not message.tool_calls
         assert "{broken" in (message.invalid_tool_calls[0]["args"] or "")
+
+
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_a_forced_call_that_was_cut_is_invalid(decoder: ProbeDecoder, reason: Any) -> None:
+    """And no answer to the user, as a free one is none."""
+    decoder.script, decoder.finish_reason = '{"name": "search", "arguments": {"que', reason
+    llm = chat(decoder).bind_tools([search], tool_choice="search")
+    message = llm.invoke("hello")
+    assert (message.content, message.tool_calls) == ("", [])
+    (cut,) = message.invalid_tool_calls
+    assert cut["args"] == decoder.script
+    assert ("`max_tokens`" if reason == "length" else "`stop`") in (cut["error"] or "")
+    assert message.response_metadata["finish_reason"] == reason
+    streamed = _aggregate(llm.stream("hello"))
+    assert (streamed.content, streamed.tool_calls) == ("", [])
+    assert json.loads(streamed.invalid_tool_calls[0]["args"]) == decoder.script
+
+
+def test_a_free_answer_of_a_model_with_tools_stays_one(decoder: ProbeDecoder) -> None:
+    decoder.script, decoder.finish_reason = '{"name": "search", "arguments": {"que', "length"
+    for choice in (None, "auto", {"type": "auto"}):
+        message = chat(decoder).bind_tools([search], tool_choice=choice).invoke("hello")
+        assert message.content == decoder.script
+
+
+def test_a_choice_by_its_type_alone(decoder: ProbeDecoder) -> None:
+    """As Anthropic's models take it."""
+    llm = chat(decoder)
+    llm.bind_tools([search], tool_choice={"type": "any"}).invoke("hello")
+    assert decoder.requests[0].options["json_schema"]["required"] == ["name", "arguments"]
+    llm.bind_tools([search], tool_choice={"type": "none"}).invoke("hello")
+    assert decoder.tokenizer.last[1] is None
+
+
+@pytest.mark.parametrize("choice", [None, "any"])
+def test_built_in_tools_are_refused(decoder: ProbeDecoder, choice: Any) -> None:
+    llm, built_in = chat(decoder), {"type": "web_search"}
+    with pytest.raises(ValueError, match="got a tool of type `web_search`"):
+        llm.bind_tools([search, built_in], tool_choice=choice)
+    with pytest.raises(ValueError, match="pass your own function"):
+        llm.invoke("hello", tools=[built_in], tool_choice=choice)
+
+
+def test_a_schema_may_be_an_option_of_the_decoder(decoder: ProbeDecoder) -> None:
+    schema = {"type": "boolean"}
+    chat(decoder).invoke("hello", json_schema=schema)
+    assert decoder.requests[0].options["json_schema"] == schema
+
+
+def test_a_response_format_must_be_a_mapping_or_a_class(decoder: ProbeDecoder) -> None:
+    for wrong in ("json_object", {"type": "json_schema", "json_schema": "x"}):
+        with pytest.raises(ValueError, match="`response_format` must be"):
+            chat(decoder).invoke("hello", response_format=wrong)
+
+
+def test_a_run_id_of_a_batch_is_its_first_answers(decoder: ProbeDecoder) -> None:
+    """As in core, which warns."""
+    run_id = uuid4()
+    with pytest.warns(RuntimeWarning, match="only for the first"):
+        first, *others = chat(decoder).batch(["a", "b", "c"], {"run_id": run_id})
+    assert str(run_id) in (first.id or "")
+    assert len({first.id, *(message.id for message in others)}) == 3
 
 
 class Joke(BaseModel):
@@ -556,6 +619,17 @@ def test_the_profile_knows_the_templates_tools(tmp_path: Any, template: str, cal
         assert llm.profile["tool_choice"]
     (tmp_path / "chat_template.jinja").write_text("{{ tools }}")
     assert (ChatLLMA(model=tmp_path).profile or {})["tool_calling"]
+
+
+def test_the_profile_of_a_loaded_model(decoder: ProbeDecoder) -> None:
+    """Middleware that counts in fractions of the context asks for it."""
+    profile = chat(decoder).profile
+    assert profile is not None
+    assert profile["max_input_tokens"] == decoder.context_length
+    assert profile["tool_calling"]
+    assert not (chat(decoder, chat_template="{{ messages }}").profile or {})["tool_calling"]
+    decoder.tokenizer.chat_template = "{{ messages }}"
+    assert not (chat(decoder).profile or {})["tool_calling"]
 
 
 def test_another_model_for_one_call(decoder: ProbeDecoder, registry: Registry) -> None:

@@ -109,6 +109,18 @@ def test_text_models_carry_citations_beside_the_text(quoting: ProbeDecoder) -> N
     assert citation["cited_text"] == SOURCE
 
 
+@pytest.mark.parametrize("after", ["", " Wait."])
+def test_text_before_a_tool_call_is_cited(after: str) -> None:
+    def answer(prompt: str) -> str:
+        return f'{_quoting(prompt)} <tool_call>{{"name": "now"}}</tool_call>{after}'
+
+    now = {"type": "function", "function": {"name": "now"}}
+    message = _chain(chat(ProbeDecoder(answer)).bind_tools([now])).invoke("u1")
+    assert message.tool_calls
+    assert message.content.endswith(after)
+    _check(message, message.content)
+
+
 @pytest.mark.parametrize(
     ("scope", "in_prompt", "count"),
     [

@@ -13,7 +13,7 @@ from llama_index.core.workflow import Context
 
 from integrations.llama_index.tests.conftest import make_model, make_tokenizer
 from integrations.llama_index.tests.probes import make_index, read
-from integrations.llama_index.tests.test_function_calling import TEMPLATE
+from integrations.llama_index.tests.saying import TEMPLATE
 from llama_index.llms.llma import LLMA, LLMAFunctionCalling, results_of
 from llma_rag import closed_schema
 from llma_rag.testing import ScriptedModel

@@ -2,77 +2,21 @@ import json
 import re
 
 import pytest
-from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms import ChatMessage
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
-from llama_index.core.tools import FunctionTool, QueryEngineTool
 
-from integrations.llama_index.tests.probes import make_index
-from integrations.llama_index.tests.scripted import ScriptedDecoder
-from llama_index.llms.llma import LLMA, LLMAFunctionCalling
-from llama_index.llms.llma.tool_calls import ToolCall, calls_in, with_calls
-
-TEMPLATE = (
-    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-    "; {% endfor %}assistant: "
+from integrations.llama_index.tests.saying import (
+    ADD,
+    NOW,
+    TOOL,
+    SayingDecoder,
+    make,
+    prompts_of,
 )
-ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
-
-
-STRICT = (
-    "{% for m in messages %}{% if m.tool_calls is defined %}[TOOL_CALLS] ["
-    "{% for c in m.tool_calls %}{% if c.id is not defined or c.id|length != 9 %}"
-    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
-    "{% endif %}{{ c.function | tojson }}, {{ c.id }}{% endfor %}]"
-    "{% elif m.role == 'tool' %}{% if m.tool_call_id|length != 9 %}"
-    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
-    '{% endif %}[TOOL_RESULTS] {"content": "{{ m.content }}", "call_id": "{{ m.tool_call_id }}"}'
-    "{% else %}[{{ m.role }}] {{ m.content }}{% endif %}{% endfor %}"
-    "{% if tools is not none %}[AVAILABLE_TOOLS] {{ tools | tojson }}{% endif %}"
-)
-"""Mistral's, shortened: it checks ids, and shows an empty list of tools."""
-
-
-class SayingDecoder(ScriptedDecoder):
-    """Says one text after the other, whatever it is asked."""
-
-    def __init__(self, *texts):
-        super().__init__()
-        self.tokenizer.chat_template = TEMPLATE
-        self.texts = list(texts)
-
-    def generate(self, prompt, **arguments):
-        result = super().generate(prompt, **arguments)
-        text = self.texts.pop(0)
-        values = {name: getattr(result, name) for name in ("finish_reason", "stats")}
-        return type(result)(text=text, token_ids=tuple(text.encode()), copied_spans=(), **values)
-
-
-def make(*texts, **options):
-    return LLMAFunctionCalling(decoder=SayingDecoder(*texts), **options)
-
-
-def add(a: int, b: int) -> int:
-    """Add two numbers."""
-    return a + b
-
-
-def now() -> str:
-    """Tell the time."""
-    return "noon"
-
-
-TOOL = FunctionTool.from_defaults(add)
-NOW = FunctionTool.from_defaults(now)
-
-
-def prompts_of(llm):
-    return [llm.decoder.tokenizer.decode(call.prompt[1:]) for call in llm.decoder.calls]
+from llama_index.llms.llma import LLMA
+from llama_index.llms.llma.tool_calls import calls_in
 
 
 def test_metadata():
@@ -116,7 +60,7 @@ def test_an_answer_without_a_call():
     llm = make("No tool is needed.", "No tool is needed.")
     response = llm.chat_with_tools([TOOL], user_msg="q")
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-    with pytest.raises(ValueError, match="at least one tool call"):
+    with pytest.raises(ValueError, match=r"at least one tool call, .* 'No tool is needed.'.$"):
         llm.get_tool_calls_from_response(response)
 
 
@@ -134,31 +78,22 @@ def test_every_call_has_an_id_of_its_own_that_strict_templates_take():
     assert all(re.fullmatch("[0-9a-zA-Z]{9}", one) for one in ids)
 
 
-async def test_function_agent_with_mistrals_template():
-    llm = make("[TOOL_CALLS] " + json.dumps([{"name": "add", "arguments": {"a": 2, "b": 3}}]), "5")
-    llm.decoder.tokenizer.chat_template = STRICT
-    agent = FunctionAgent(tools=[TOOL], llm=llm)
-    assert str(await agent.run("2 + 3?", memory=ChatMemoryBuffer.from_defaults())) == "5"
-    assert re.search(r'\{"content": "5", "call_id": "\w{9}"\}', prompts_of(llm)[1])
+@pytest.mark.parametrize(("allowed", "expected"), [(False, 1), (True, 2)])
+async def test_one_call_unless_several_are_allowed(allowed, expected):
+    llm = make(*[ADD + ADD] * 4)
+    options = {"user_msg": "q", "allow_parallel_tool_calls": allowed}
+    responses = [
+        llm.chat_with_tools([TOOL], **options),
+        await llm.achat_with_tools([TOOL], **options),
+        list(llm.stream_chat_with_tools([TOOL], **options))[-1],
+        [chunk async for chunk in await llm.astream_chat_with_tools([TOOL], **options)][-1],
+    ]
+    assert [len(calls_in(response.message)) for response in responses] == [expected] * 4
 
 
-def test_one_call_unless_several_are_allowed():
-    for allowed, expected in ((False, 1), (True, 2)):
-        response = make(ADD + ADD).chat_with_tools(
-            [TOOL], user_msg="q", allow_parallel_tool_calls=allowed
-        )
-        assert len(calls_in(response.message)) == expected
-
-
-def test_calls_and_results_enter_the_next_prompt():
-    llm = make("5")
-    call = with_calls(ChatMessage(role="assistant", content=""), [ToolCall("c", "add", {"a": 1})])
-    result = ChatMessage(role="tool", content="5", additional_kwargs={"tool_call_id": "c"})
-    llm.chat([ChatMessage(content="q"), call, result])
-    assert prompts_of(llm)[0] == (
-        'user: q; assistant: <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>; '
-        "tool: 5; assistant: "
-    )
+def test_chat_itself_returns_all_calls():
+    response = make(ADD + ADD).chat([ChatMessage(content="q")], tools=[TOOL])
+    assert len(calls_in(response.message)) == 2
 
 
 def test_a_template_without_tools_is_refused():
@@ -189,6 +124,8 @@ def named(schema):
         ({"tool_choice": None}, ["add", "now"], None),
         ({"tool_choice": "auto"}, ["add", "now"], None),
         ({"tool_choice": "none"}, [], None),
+        ({"tool_choice": {"type": "none"}}, [], None),
+        ({"tool_choice": {"type": "any"}}, ["add", "now"], ["add", "now"]),
         ({"tool_choice": "any"}, ["add", "now"], ["add", "now"]),
         ({"tool_choice": "required"}, ["add", "now"], ["add", "now"]),
         ({"tool_required": True}, ["add", "now"], ["add", "now"]),
@@ -204,15 +141,39 @@ def test_which_tools_a_choice_offers_and_forces(options, offered, forced):
     said = '{"name": "now", "arguments": {}}'
     llm = make(said)
     response = llm.chat_with_tools([TOOL, NOW], user_msg="q", **options)
-    schema = llm.decoder.calls[0].options.get("json_schema")
+    assert_offered(llm, response, said, offered, forced)
+
+
+def assert_offered(llm, response, said, offered, forced):
+    options = llm.decoder.calls[0].options
+    assert options.keys() <= {"max_new_tokens", "json_schema"}
+    schema = options.get("json_schema")
     assert (named(schema) if schema else None) == forced
     assert [name for name in ("add", "now") if f'"name": "{name}"' in prompts_of(llm)[0]] == offered
     assert len(calls_in(response.message)) == (1 if offered else 0)
     assert response.message.content == ("" if offered else said)
 
 
+@pytest.mark.parametrize("as_dicts", [True, False])
 @pytest.mark.parametrize(
-    "choice", ["ad", {"type": "function", "function": {"name": "ad"}}, {"type": "any"}, {}, 1]
+    ("choice", "offered", "forced"),
+    [
+        (None, ["add", "now"], None),
+        ("none", [], None),
+        ("any", ["add", "now"], ["add", "now"]),
+        ("now", ["now"], ["now"]),
+    ],
+)
+def test_chat_takes_tools_and_a_choice(as_dicts, choice, offered, forced):
+    said = '{"name": "now", "arguments": {}}'
+    llm = make(said)
+    tools = [tool.metadata.to_openai_tool() if as_dicts else tool for tool in (TOOL, NOW)]
+    response = llm.chat([ChatMessage(content="q")], tools=tools, tool_choice=choice)
+    assert_offered(llm, response, said, offered, forced)
+
+
+@pytest.mark.parametrize(
+    "choice", ["ad", {"type": "function", "function": {"name": "ad"}}, {"type": "ad"}, {}, 1]
 )
 async def test_an_unknown_tool_choice_is_refused(choice):
     llm = make()
@@ -220,14 +181,6 @@ async def test_an_unknown_tool_choice_is_refused(choice):
         llm.chat_with_tools([TOOL, NOW], user_msg="q", tool_choice=choice)
     with pytest.raises(ValueError, match="`tool_choice`"):
         await llm.astream_chat_with_tools([TOOL], user_msg="q", tool_choice=choice)
-
-
-def test_no_tools_after_earlier_calls_are_no_empty_list():
-    llm = make("5")
-    llm.decoder.tokenizer.chat_template = STRICT
-    call = with_calls(ChatMessage(role="assistant", content=""), [ToolCall("c" * 9, "add", {})])
-    llm.chat_with_tools([TOOL], chat_history=[call], tool_choice="none")
-    assert "AVAILABLE_TOOLS" not in prompts_of(llm)[0]
 
 
 class Song(BaseModel):
@@ -247,6 +200,16 @@ async def test_structured_predict():
     assert "json_schema" in llm.decoder.calls[0].options
 
 
+async def test_structured_predict_says_that_the_limit_cut_its_answer():
+    llm = make('{"name": "So', '{"name": "So', finish_reason="length")
+    prompt = PromptTemplate("a song about {topic}")
+    message = r"got the answer '\{\"name\": \"So'\. It was cut .* raise `max_new_tokens`"
+    with pytest.raises(ValueError, match=message):
+        llm.structured_predict(Song, prompt, topic="the sea")
+    with pytest.raises(ValueError, match=message):
+        await llm.astructured_predict(Song, prompt, topic="the sea")
+
+
 def test_structured_predict_without_function_calling():
     llm = LLMA(decoder=SayingDecoder('{"title": "Sea", "year": 1901}'))
     song = llm.structured_predict(
@@ -254,38 +217,3 @@ def test_structured_predict_without_function_calling():
     )
     assert song == Song(title="Sea", year=1901)
     assert llm.decoder.calls[0].options["json_schema"]["title"] == "Song"
-
-
-async def test_function_agent():
-    llm = make(ADD, "The sum is 5.")
-    agent = FunctionAgent(tools=[TOOL], llm=llm)
-    output = await agent.run("2 + 3?", memory=ChatMemoryBuffer.from_defaults())
-    assert str(output) == "The sum is 5."
-    assert "tool: 5" in prompts_of(llm)[1]
-
-
-async def test_function_agent_copies_from_what_its_tool_retrieved():
-    ask = '<tool_call>{"name": "docs", "arguments": {"input": "alpha"}}</tool_call>'
-    llm = make(ask, "an answer of the engine", "final")
-    engine = make_index(size=3, length=20).as_query_engine(llm=llm, similarity_top_k=2)
-    tool = QueryEngineTool.from_defaults(engine, name="docs", description="d")
-    await FunctionAgent(tools=[tool], llm=llm).run("q", memory=ChatMemoryBuffer.from_defaults())
-    assert [len(call.references) for call in llm.decoder.calls] == [0, 2, 2]
-
-
-async def test_react_agent_runs_on_llma():
-    llm = LLMA(
-        decoder=SayingDecoder(
-            'Thought: I need a tool.\nAction: add\nAction Input: {"a": 2, "b": 3}',
-            "Thought: I can answer.\nAnswer: five",
-        )
-    )
-    agent = ReActAgent(tools=[TOOL], llm=llm)
-    assert str(await agent.run("2 + 3?", memory=ChatMemoryBuffer.from_defaults())) == "five"
-
-
-def test_calls_survive_this_version_of_the_framework():
-    message = with_calls(ChatMessage(role="assistant", content="t"), [ToolCall("c", "n", {"a": 1})])
-    again = ChatMessage.model_validate_json(message.model_dump_json())
-    assert calls_in(again) == [ToolCall("c", "n", {"a": 1})]
-    assert again.content == "t"

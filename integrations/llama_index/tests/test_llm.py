@@ -26,6 +26,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionStartEvent,
 )
 from llama_index.core.llms import LLM, ChatMessage
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -350,12 +351,26 @@ async def test_every_endpoint_writes_the_same_prompt():
         ([ChatMessage(content="q")], "system\nSYS\n<|im|>user\nq\n"),
         ([ChatMessage(role="system", content="own")], "system\nSYS\n\nown\n"),
         ([ChatMessage(role="system", content="SYS")], "system\nSYS\n"),
+        ([ChatMessage(role="system", content=c) for c in ("SYS", "own")], "system\nSYS\n\nown\n"),
+        ([ChatMessage(role="system", content=c) for c in ("SYS a", "b")], "system\nSYS a\nb\n"),
+        ([ChatMessage(role="system", content=c) for c in "ab"], "system\nSYS\n\na\nb\n"),
     ],
 )
 def test_a_chat_has_one_system_message(messages, expected):
     llm = LLMA(decoder=ScriptedDecoder(), system_prompt="SYS", hf_compat=False)
     llm.chat(messages)
     assert prompts_of(llm) == [f"<s><|im|>{expected}<|im|>assistant\n"]
+
+
+@pytest.mark.parametrize("cls", [LLMA, LLMAFunctionCalling])
+def test_engines_write_one_system_message(cls):
+    llm = cls(decoder=ScriptedDecoder(), system_prompt="SYS", is_chat_model=True)
+    index = make_index(size=3, length=20)
+    index.as_query_engine(llm=llm).query("x")
+    memory = ChatMemoryBuffer.from_defaults()
+    index.as_chat_engine(llm=llm, chat_mode="condense_plus_context", memory=memory).chat("x")
+    assert [prompt.count("<|im|>system\nSYS\n") for prompt in prompts_of(llm)] == [1, 1]
+    assert [prompt.count("<|im|>system") for prompt in prompts_of(llm)] == [1, 1]
 
 
 def test_predict_applies_the_system_prompt_once():

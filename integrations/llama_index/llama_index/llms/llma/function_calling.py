@@ -1,6 +1,6 @@
 """`LLMAFunctionCalling`: LLMA for models whose chat template knows tools."""
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,7 @@ from llama_index.llms.llma import prompts, responses, tool_calls
 from llama_index.llms.llma.base import LLMA
 from llama_index.llms.llma.calls import Call, Respond
 from llama_index.llms.llma.responses import Finished
-from llma_rag import (
-    chosen_tools,
-    closed_schema,
-    read_tool_calls,
-    text_before_calls,
-    tool_call_schema,
-)
+from llma_rag import chosen_tools, closed_schema, text_before_calls, tool_call_schema
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
@@ -56,7 +50,8 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         calls = tool_calls.calls_in(response.message)
         if not calls and error_on_no_tool_call:
             raise ValueError(
-                f"Expected at least one tool call, got the answer {response.message.content!r}."
+                "Expected at least one tool call, got the answer "
+                f"{response.message.content!r}.{_why_cut(response)}"
             )
         return [
             ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
@@ -96,55 +91,53 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments of `chat`; a forced call is held to the schema of its tool.
+        """Return the arguments of `chat`.
 
-        `tool_choice` wins over `tool_required`; with `"none"` the model sees no tools.
-
-        Raises:
-            ValueError: If `tool_choice` names none of the tools.
+        `tool_choice` wins over `tool_required`.
         """
         messages = list(chat_history or [])
         if user_msg is not None:
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(content=user_msg)
             messages.append(user_msg)
-        offered = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
         if tool_choice is None and tool_required:
             tool_choice = "required"
-        forced = chosen_tools(offered, tool_choice)
-        if forced:
-            offered = forced
-            kwargs["json_schema"] = tool_call_schema(forced)
-        elif tool_choice == "none":
-            offered = []
-        return {"messages": messages, "tools": offered, **kwargs}
-
-    def _validate_chat_with_tools_response(
-        self,
-        response: ChatResponse,
-        tools: Sequence["BaseTool"],
-        allow_parallel_tool_calls: bool = False,
-        **kwargs: Any,
-    ) -> ChatResponse:
-        calls = tool_calls.calls_in(response.message)
-        if not allow_parallel_tool_calls and len(calls) > 1:
-            message = responses.assistant_message(response.message.content or "")
-            response.message = tool_calls.with_calls(message, calls[:1])
-        return response
+        return {
+            "messages": messages,
+            "tools": _in_openai_form(tools),
+            "tool_choice": tool_choice,
+            "allow_parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
 
     def _chat_call(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> Call[ChatResponse]:
+        """Prepare a call; one that `tool_choice` forces is held to the schema of its tool.
+
+        With `tool_choice="none"` the model sees no tools.
+
+        Raises:
+            ValueError: If `tool_choice` names none of the tools.
+        """
         kwargs = dict(kwargs)
-        tools = kwargs.pop("tools", None)
+        tools = _in_openai_form(kwargs.pop("tools", None) or ())
+        choice = kwargs.pop("tool_choice", None)
+        several = kwargs.pop("allow_parallel_tool_calls", None) is not False
+        forced = chosen_tools(tools, choice)
+        if forced:
+            tools = forced
+            kwargs["json_schema"] = tool_call_schema(forced)
+        elif choice in ("none", {"type": "none"}):
+            tools = []
         if not tools and not any(map(tool_calls.calls_in, messages)):
             return super()._chat_call(messages, kwargs)
         messages = prompts.with_system_prompt(messages, self.system_prompt)
         respond: Respond[ChatResponse] = responses.chat_response
         schema = kwargs.get("json_schema")
-        if schema is None or schema == tool_call_schema(tools or ()):
+        if schema is None or schema == tool_call_schema(tools):
             # An answer held to another schema, which the caller gave, is no call.
-            respond = partial(_respond, frozenset(tool["function"]["name"] for tool in tools or ()))
+            respond = partial(_respond, tools, several)
         return self._call(
             self._template(messages, tools), kwargs, respond, prompts.citable(messages)
         )
@@ -174,14 +167,32 @@ def _held_to(output_cls: type[Model], llm_kwargs: dict[str, Any] | None) -> dict
     return {"json_schema": closed_schema(output_cls.model_json_schema()), **(llm_kwargs or {})}
 
 
+def _in_openai_form(tools: "Iterable[BaseTool | dict[str, Any]]") -> list[dict[str, Any]]:
+    return [
+        tool if isinstance(tool, dict) else tool.metadata.to_openai_tool(skip_length_check=True)
+        for tool in tools
+    ]
+
+
+def _why_cut(response: ChatResponse) -> str:
+    """Return what to do about an answer that a limit has cut, or nothing."""
+    if not isinstance(response.raw, dict) or response.raw.get("finish_reason") != "length":
+        return ""
+    return (
+        " It was cut at the limit of tokens: raise `max_new_tokens`, or `context_window` if prompt "
+        "and answer fill it."
+    )
+
+
 def _respond(
-    known: frozenset[str], text: str, delta: str | None, finished: Finished | None
+    tools: Sequence[dict[str, Any]],
+    several: bool,
+    text: str,
+    delta: str | None,
+    finished: Finished | None,
 ) -> ChatResponse:
     """Return a response whose tool calls are blocks; a stream holds their notation back."""
-    written = read_tool_calls(text, known).calls if finished else ()
-    calls = [
-        tool_calls.ToolCall(tool_calls.new_id(), *call) for call in written if call.name in known
-    ]
+    calls = tool_calls.read_calls(text, tools)[: None if several else 1] if finished else []
     visible = text if finished and not calls else text_before_calls(text)
     if delta is not None:
         sent = text if finished else text[: len(text) - len(delta)]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
@@ -23,18 +24,20 @@ Their classes are not in every llama-index-core 0.13.
 def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> list[ChatMessage]:
     """Put the system prompt before the messages, once.
 
-    It joins a system message that is there already: many templates refuse two of them. Messages
-    that begin with it, as `LLM.predict` makes them, stay as they are.
+    It joins the system messages that stand there already: many templates refuse two of them.
     """
     if not system_prompt:
         return list(messages)
-    first = messages[0] if messages and messages[0].role == MessageRole.SYSTEM else None
-    if first is None:
-        return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *messages]
-    if (first.content or "").startswith(system_prompt):
-        return list(messages)
-    joined = [TextBlock(text=f"{system_prompt}\n"), *first.blocks]
-    return [ChatMessage(role=MessageRole.SYSTEM, blocks=joined), *messages[1:]]
+    own = list(takewhile(lambda message: message.role == MessageRole.SYSTEM, messages))
+    rest = messages[len(own) :]
+    if own and own[0].content == system_prompt:
+        del own[0]  # `LLM.predict` put it there
+    if not own:
+        return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *rest]
+    blocks = [block for message in own for block in message.blocks]
+    if not (own[0].content or "").startswith(system_prompt):
+        blocks.insert(0, TextBlock(text=f"{system_prompt}\n"))
+    return [ChatMessage(role=MessageRole.SYSTEM, blocks=blocks), *rest]
 
 
 def text_of_message(message: ChatMessage) -> str:
