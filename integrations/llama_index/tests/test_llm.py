@@ -351,9 +351,6 @@ async def test_every_endpoint_writes_the_same_prompt():
         ([ChatMessage(content="q")], "system\nSYS\n<|im|>user\nq\n"),
         ([ChatMessage(role="system", content="own")], "system\nSYS\n\nown\n"),
         ([ChatMessage(role="system", content="SYS")], "system\nSYS\n"),
-        ([ChatMessage(role="system", content=c) for c in ("SYS", "own")], "system\nSYS\n\nown\n"),
-        ([ChatMessage(role="system", content=c) for c in ("SYS a", "b")], "system\nSYS a\nb\n"),
-        ([ChatMessage(role="system", content=c) for c in "ab"], "system\nSYS\n\na\nb\n"),
     ],
 )
 def test_a_chat_has_one_system_message(messages, expected):
@@ -362,9 +359,16 @@ def test_a_chat_has_one_system_message(messages, expected):
     assert prompts_of(llm) == [f"<s><|im|>{expected}<|im|>assistant\n"]
 
 
+STRICT = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('Two!') }}{% endif %}"
+
+
 @pytest.mark.parametrize("cls", [LLMA, LLMAFunctionCalling])
-def test_engines_write_one_system_message(cls):
+def test_engines_write_one_system_message_where_a_template_refuses_two(cls):
     llm = cls(decoder=ScriptedDecoder(), system_prompt="SYS", is_chat_model=True)
+    tokenizer = llm.decoder.tokenizer
+    begin = "{% for m in messages %}"
+    assert begin in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(begin, begin + STRICT)
     index = make_index(size=3, length=20)
     index.as_query_engine(llm=llm).query("x")
     memory = ChatMemoryBuffer.from_defaults()

@@ -149,13 +149,7 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
                 f"The chat template of `{self.tokenizer_name}` knows no tools; use a model whose "
                 "template does, or `LLMA` with `ReActAgent`."
             )
-        text = tokenizer.apply_chat_template(
-            tool_calls.turns(messages),
-            tools=tools or None,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return str(text)
+        return prompts.rendered(tokenizer, messages, tool_calls.turns, tools=tools or None)
 
 
 def _held_to(output_cls: type[Model], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Turn completions and messages into the text and the token ids of a prompt."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any
 
+from jinja2 import TemplateError
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
 from llama_index.core.base.llms.types import ChatMessage, CitableBlock, MessageRole, TextBlock
 
@@ -24,20 +25,26 @@ Their classes are not in every llama-index-core 0.13.
 def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> list[ChatMessage]:
     """Put the system prompt before the messages, once.
 
-    It joins the system messages that stand there already: many templates refuse two of them.
+    It joins a system message that is there already: many templates refuse two of them. Messages
+    that begin with it, as `LLM.predict` makes them, stay as they are.
     """
     if not system_prompt:
         return list(messages)
-    own = list(takewhile(lambda message: message.role == MessageRole.SYSTEM, messages))
-    rest = messages[len(own) :]
-    if own and own[0].content == system_prompt:
-        del own[0]  # `LLM.predict` put it there
-    if not own:
-        return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *rest]
-    blocks = [block for message in own for block in message.blocks]
-    if not (own[0].content or "").startswith(system_prompt):
-        blocks.insert(0, TextBlock(text=f"{system_prompt}\n"))
-    return [ChatMessage(role=MessageRole.SYSTEM, blocks=blocks), *rest]
+    first = messages[0] if messages and messages[0].role == MessageRole.SYSTEM else None
+    if first is None:
+        return [ChatMessage(role=MessageRole.SYSTEM, content=system_prompt), *messages]
+    if (first.content or "").startswith(system_prompt):
+        return list(messages)
+    joined = [TextBlock(text=f"{system_prompt}\n"), *first.blocks]
+    return [ChatMessage(role=MessageRole.SYSTEM, blocks=joined), *messages[1:]]
+
+
+def with_one_system_message(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Join the system messages that stand first."""
+    first = list(takewhile(lambda message: message.role == MessageRole.SYSTEM, messages))
+    blocks = [block for message in first for block in message.blocks]
+    joined = [ChatMessage(role=MessageRole.SYSTEM, blocks=blocks)] if first else []
+    return [*joined, *messages[len(first) :]]
 
 
 def text_of_message(message: ChatMessage) -> str:
@@ -72,11 +79,45 @@ def chat_template(tokenizer: Any, messages: Sequence[ChatMessage]) -> str:
     """Return the prompt of the tokenizer's chat template, or the generic one where it has none."""
     if not getattr(tokenizer, "chat_template", None):
         return generic_template([_plain(message) for message in messages])
-    turns = [
+    return rendered(tokenizer, messages, _turns)
+
+
+def rendered(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    turns: Callable[[Sequence[ChatMessage]], list[dict[str, Any]]],
+    **options: Any,
+) -> str:
+    """Return what the tokenizer's chat template makes of messages.
+
+    Several system messages, as `LLM.predict` makes them of a system prompt and a template's own,
+    stay apart as in HuggingFaceLLM, unless the template refuses them.
+
+    Args:
+        tokenizer: Has a chat template.
+        messages: The conversation.
+        turns: Writes messages in the form that the template takes.
+        **options: Of `apply_chat_template`.
+
+    Raises:
+        jinja2.TemplateError: If the template refuses the messages.
+    """
+    write = partial(
+        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, **options
+    )
+    try:
+        return str(write(turns(messages)))
+    except TemplateError:
+        joined = with_one_system_message(messages)
+        if len(joined) == len(messages):
+            raise
+        return str(write(turns(joined)))
+
+
+def _turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    return [
         {"role": message.role.value, "content": text_of_message(message)} for message in messages
     ]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return str(text)
 
 
 def is_chat_template(function: object) -> bool:
