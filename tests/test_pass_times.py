@@ -5,6 +5,8 @@ import random
 import pytest
 
 from llma_rag.costs import CostCurve
+from llma_rag.pass_times import LEVELS
+from llma_rag.worker import MAX_ACTIVE
 
 MEASURED = {1: 1.0, 2: 1.02, 4: 1.05, 6: 1.2, 8: 1.5, 16: 2.4, 32: 4.5}
 
@@ -88,6 +90,10 @@ def test_requests_of_other_contexts_that_take_turns_teach_nothing_wrong(requests
             curve.observe(1, 3 - 2 * (number % 2), request=name)
     assert furthest(curve, truth) < (0.21 if requests > 8 else 0.06)
     assert furthest(curve, CostCurve(MEASURED)) < 0.21
+
+
+def test_all_requests_that_are_decoded_in_turns_are_told_apart() -> None:
+    assert LEVELS >= MAX_ACTIVE
 
 
 def test_times_that_cannot_be_and_widths_that_were_not_measured_teach_nothing() -> None:

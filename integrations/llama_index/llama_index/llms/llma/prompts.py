@@ -39,7 +39,7 @@ def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> l
     return [ChatMessage(role=MessageRole.SYSTEM, blocks=joined), *messages[1:]]
 
 
-def with_one_system_message(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+def _with_one_system_message(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Join the system messages that stand first."""
     first = list(takewhile(lambda message: message.role == MessageRole.SYSTEM, messages))
     blocks = [block for message in first for block in message.blocks]
@@ -86,7 +86,7 @@ def rendered(
     tokenizer: Any,
     messages: Sequence[ChatMessage],
     turns: Callable[[Sequence[ChatMessage]], list[dict[str, Any]]],
-    **options: Any,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> str:
     """Return what the tokenizer's chat template makes of messages.
 
@@ -97,18 +97,18 @@ def rendered(
         tokenizer: Has a chat template.
         messages: The conversation.
         turns: Writes messages in the form that the template takes.
-        **options: Of `apply_chat_template`.
+        tools: What the model may call, in OpenAI's format.
 
     Raises:
         jinja2.TemplateError: If the template refuses the messages.
     """
     write = partial(
-        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, **options
+        tokenizer.apply_chat_template, tools=tools, tokenize=False, add_generation_prompt=True
     )
     try:
         return str(write(turns(messages)))
     except TemplateError:
-        joined = with_one_system_message(messages)
+        joined = _with_one_system_message(messages)
         if len(joined) == len(messages):
             raise
         return str(write(turns(joined)))
