@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llma_rag.answers import AnswerStore
+    from llma_rag.conversations import written_by_template
     from llma_rag.decoder import Decoder
     from llma_rag.delivery import AsyncGenerationStream, GenerationStream
     from llma_rag.reference import Reference
@@ -43,6 +44,7 @@ __all__ = [
     "read_tool_calls",
     "text_before_calls",
     "tool_call_schema",
+    "written_by_template",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "read_tool_calls": "llma_rag.tool_calls",
     "text_before_calls": "llma_rag.tool_calls",
     "tool_call_schema": "llma_rag.schemas",
+    "written_by_template": "llma_rag.conversations",
 }
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from langchain_core.documents import Document
@@ -10,6 +10,7 @@ from langchain_core.messages.content import Citation
 
 from langchain_llma.citations import citations_of
 from langchain_llma.documents import as_reference
+from langchain_llma.overflow import overflow_for_core
 from langchain_llma.scopes import CapturedDocument
 from langchain_llma.tool_calls import (
     HeldText,
@@ -39,6 +40,7 @@ class Call:
         options: Options of the decoder.
         tools: Tools that the model may call.
         forced: Whether the answer must be a call.
+        several: Whether it may hold more than one.
         history: Earlier turns of the conversation, which the prompt may lack.
         draft: Whether tokens may be drafted.
         namespace: Whose request this is.
@@ -53,6 +55,7 @@ class Call:
     options: "GenerationOptions"
     tools: tuple[Tool, ...] = ()
     forced: bool = False
+    several: bool = True
     history: tuple[str, ...] = ()
     draft: bool = True
     namespace: str | None = None
@@ -88,7 +91,15 @@ class Call:
         )
 
     def read(self, result: GenerationResult) -> ReadAnswer:
-        """Separate tool calls from text, by the tokenizer's own rules where it has some."""
+        """Separate tool calls from text; where one is allowed, only the first counts."""
+        answer = self._read(result)
+        if self.several:
+            return answer
+        invalid = () if answer.calls else answer.invalid[:1]
+        return replace(answer, calls=answer.calls[:1], invalid=invalid)
+
+    def _read(self, result: GenerationResult) -> ReadAnswer:
+        """Read an answer by the tokenizer's own rules where it has some."""
         if self.parses_itself:
             parse, written = self.decoder.tokenizer.parse_response, self._written(result)
             try:
@@ -130,7 +141,7 @@ class Call:
             end: Makes the last chunk, in which all metadata stands: chunks add up.
         """
         held = self.held_text()
-        with self.decoder.stream(self.prompt, **self.arguments) as stream:
+        with overflow_for_core(), self.decoder.stream(self.prompt, **self.arguments) as stream:
             for chunk in stream:
                 if text := held.feed(chunk.text):
                     yield piece(text)
@@ -142,11 +153,12 @@ class Call:
     ) -> AsyncGenerator[Chunk, None]:
         """Do as `stream` without blocking the event loop."""
         held = self.held_text()
-        async with self.decoder.astream(self.prompt, **self.arguments) as stream:
-            async for chunk in stream:
-                if text := held.feed(chunk.text):
-                    yield piece(text)
-            result = stream.result
+        with overflow_for_core():
+            async with self.decoder.astream(self.prompt, **self.arguments) as stream:
+                async for chunk in stream:
+                    if text := held.feed(chunk.text):
+                        yield piece(text)
+                result = stream.result
         yield end(self, result, held)
 
 

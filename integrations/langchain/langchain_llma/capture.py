@@ -20,8 +20,8 @@ from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 from langchain_core.tracers.context import register_configure_hook
 
-from langchain_llma.harvesting import harvest
-from langchain_llma.run_tree import Origin, Recent, Run, RunTree
+from langchain_llma.harvesting import as_document, harvest, harvest_apart
+from langchain_llma.run_tree import Recent, Run, RunTree
 
 _ON_LLM_START = AsyncCallbackManager.on_llm_start.__code__
 
@@ -99,15 +99,18 @@ class CaptureHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """Open the run, and note the documents that come into it."""
-        self._record(self._open(run_id, parent_run_id), harvest(inputs), "chain")
+        self._show(self._open(run_id, parent_run_id), inputs)
 
     def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note the documents that the run returns, and close it."""
-        self._close(run_id, outputs, "chain")
+        run = self.tree.get(run_id)
+        if run is not None and run.parent is not None:
+            self._show(run, outputs)
+        self.tree.close(run_id)
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Close the run."""
-        self.tree.close(run_id)
+        self.tree.close(run_id, failed=True)
 
     def on_tool_start(
         self,
@@ -123,11 +126,14 @@ class CaptureHandler(BaseCallbackHandler):
 
     def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """Note the documents that the tool returns or attaches, and close the run."""
-        self._close(run_id, output, "tool")
+        run = self.tree.get(run_id)
+        if run is not None and run.parent is not None:
+            self.tree.record(run, harvest(output), "tool")
+        self.tree.close(run_id)
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Close the run."""
-        self.tree.close(run_id)
+        self.tree.close(run_id, failed=True)
 
     def on_retriever_start(
         self,
@@ -147,12 +153,13 @@ class CaptureHandler(BaseCallbackHandler):
         """Note what the retriever found, and close its run."""
         run = self.tree.get(run_id)
         if run is not None:
-            self._record(run, harvest(list(documents)), "retriever")
+            ranked = [found for each in documents if (found := as_document(each)) is not None]
+            self.tree.record(run, ranked, "retriever")
         self.tree.close(run_id)
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Close the run."""
-        self.tree.close(run_id)
+        self.tree.close(run_id, failed=True)
 
     def on_chat_model_start(
         self,
@@ -166,33 +173,37 @@ class CaptureHandler(BaseCallbackHandler):
         """Remember who calls: `BaseChatModel.stream` passes no run manager to `_stream`."""
         model_starts.set(tuple(ModelStart(parent_run_id, listed) for listed in messages))
 
-    def recent(self, owner: UUID | None) -> Recent:
-        """Return this context's recent documents, in a list that no other request appends to.
+    def recent(self) -> Recent:
+        """Give this context recent documents of its own, beginning with those it has.
 
-        A list is shared while the root run that opened it lives; later ones work on a copy. A
-        request's task must not append to a list it inherited from the server's start-up context.
+        A request's task must not add to what it inherited from the server's start-up context.
         """
-        recent = recent_documents.get()
-        if recent is None or recent.owner not in self.tree:
-            recent = Recent(recent or (), owner)
-            recent_documents.set(recent)
+        recent = Recent(recent_documents.get())
+        recent_documents.set(recent)
         return recent
+
+    def note_call(self, parent_run_id: UUID | None) -> None:
+        """Note that one of our models is called: under a root run, or in this context by none."""
+        recent = recent_documents.get()
+        run = self.tree.get(parent_run_id)
+        if run is not None:
+            *_, root = run.lineage()
+            root.asked = True
+            recent = root.recent
+        if recent is not None:
+            recent.asked.set()
 
     def _open(self, run_id: UUID, parent_run_id: UUID | None) -> Run:
         run = self.tree.open(run_id, parent_run_id)
         if run.parent is None:
-            run.ledger.recent = self.recent(run_id)
+            run.recent = self.recent()
         return run
 
-    def _close(self, run_id: UUID, shown: object, origin: Origin) -> None:
-        run = self.tree.get(run_id)
-        if run is not None and run.parent is not None:
-            self._record(run, harvest(shown), origin)
-        self.tree.close(run_id)
-
-    def _record(self, run: Run, documents: list[Document], origin: Origin) -> None:
-        if documents:
-            self.tree.record(run, documents, origin)
+    def _show(self, run: Run, value: object) -> None:
+        """Note what passes through a chain; of a conversation, earlier turns' documents too."""
+        documents, carried = harvest_apart(value)
+        self.tree.record(run, documents, "chain")
+        self.tree.record(run, carried, "message")
 
 
 def capture_enabled() -> bool:

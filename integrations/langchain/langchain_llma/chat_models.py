@@ -24,6 +24,7 @@ from langchain_llma.answers import generation, message_end, message_piece
 from langchain_llma.calls import Call
 from langchain_llma.local_model import MODEL_CONFIG, LocalModel
 from langchain_llma.options import PROVIDER
+from langchain_llma.overflow import overflow_for_core
 from langchain_llma.parsers import parser_of, with_raw
 from langchain_llma.profiles import profile_of
 from langchain_llma.prompts import Template, earlier_turns, prompt_ids, prompt_text
@@ -85,6 +86,10 @@ class ChatLLMA(LocalModel, BaseChatModel):
         told = {name: value for name, value in kwargs.items() if name not in _NOT_TRACED}
         return super()._get_invocation_params(stop=stop, **told)
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """Return the key of caches; core's own leaves out what it cannot write down."""
+        return f"{super()._get_llm_string(stop, **kwargs)}---{self._identifying_params}"
+
     def _resolve_model_profile(self) -> ModelProfile | None:
         return profile_of(self.model, self.chat_template, self.held.decoder)
 
@@ -120,7 +125,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
             tool_choice: `"auto"`, `"none"`, `"any"`, the name of a tool that must be called, or
                 OpenAI's or Anthropic's form of it. A forced call is constrained to its tool.
             strict: No difference here: a forced call always follows the schema.
-            parallel_tool_calls: No difference here: a forced call is a single one.
+            parallel_tool_calls: False keeps only the first call of an answer.
             **kwargs: Further arguments of every call.
 
         Raises:
@@ -128,7 +133,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
         """
         formatted = [as_tool(tool) for tool in tools]
         answer_schema(formatted, tool_choice, None)
-        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        told = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        choice = {name: value for name, value in told.items() if value is not None}
         return self.bind(tools=formatted, **choice, **kwargs)
 
     def with_structured_output(
@@ -184,7 +190,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._prepare(messages, self._found(messages, run_manager, kwargs), stop, kwargs)
-        result = call.decoder.generate(call.prompt, **call.arguments)
+        with overflow_for_core():
+            result = call.decoder.generate(call.prompt, **call.arguments)
         return ChatResult(generations=[generation(call, result)])
 
     async def _agenerate(
@@ -195,7 +202,8 @@ class ChatLLMA(LocalModel, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = await self._aprepare(messages, stop, run_manager, kwargs)
-        result = await call.decoder.agenerate(call.prompt, **call.arguments)
+        with overflow_for_core():
+            result = await call.decoder.agenerate(call.prompt, **call.arguments)
         return ChatResult(generations=[generation(call, result)])
 
     def _stream(
@@ -223,7 +231,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
     def _found(
         self, messages: list[BaseMessage], run_manager: Any, kwargs: dict[str, Any]
     ) -> tuple[CapturedDocument, ...]:
-        parent = parent_of(run_manager, messages) if self.capture else None
+        parent = parent_of(run_manager, messages)
         return self._documents(
             kwargs.pop("references", None), prompt_text(messages), parent, messages
         )
@@ -248,6 +256,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
     ) -> Call:
         options = dict(kwargs)
         choice = options.pop("tool_choice", None)
+        several = options.pop("parallel_tool_calls", None) is not False
         bound = tuple(as_tool(tool) for tool in options.pop("tools", None) or ())
         tools = () if choice in ("none", {"type": "none"}) else bound
         schema = answer_schema(tools, choice, options.pop("response_format", None))
@@ -260,6 +269,7 @@ class ChatLLMA(LocalModel, BaseChatModel):
             options if schema is None else options | {"json_schema": schema},
             tools,
             bool(chosen_tools(tools, choice)),
+            several,
             earlier_turns(messages),
         )
 

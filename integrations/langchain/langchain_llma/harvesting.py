@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -27,28 +27,43 @@ def harvest(value: object) -> list[Document]:
     >>> harvest({"context": [Document("a passage")]})[0].page_content
     'a passage'
     """
-    found: list[Document] = []
+    return [document for document, _ in _found(value)]
+
+
+def harvest_apart(value: object) -> tuple[list[Document], list[Document]]:
+    """Return the documents of a value, and apart from them those that its messages carry along."""
+    found = list(_found(value))
+    if not found:
+        return [], []
+    plain = [document for document, carried in found if not carried]
+    return plain, [document for document, carried in found if carried]
+
+
+def _found(value: object) -> Iterator[tuple[Document, bool]]:
+    """Yield documents, and whether each hangs on a message."""
     if value is None or isinstance(value, _SCALARS):
-        return found
-    waiting: deque[tuple[object, int]] = deque([(value, 0)])
+        return
+    left = MAX_DOCUMENTS
+    waiting: deque[tuple[object, int, bool]] = deque([(value, 0, False)])
     for _ in range(MAX_VALUES):
-        if not waiting or len(found) == MAX_DOCUMENTS:
-            break
-        item, depth = waiting.popleft()
-        document = _as_document(item)
+        if not waiting or not left:
+            return
+        item, depth, carried = waiting.popleft()
+        document = as_document(item)
         if document is not None:
-            found.append(document)
+            left -= 1
+            yield document, carried
         elif depth <= MAX_DEPTH:
+            carried = carried or isinstance(item, BaseMessage)
             waiting.extend(
-                (child, depth + 1)
+                (child, depth + 1, carried)
                 for child in _children(item)
                 if child is not None and not isinstance(child, _SCALARS)
             )
-    return found
 
 
-def _as_document(item: object) -> Document | None:
-    """A checkpointer gives artifacts back as plain mappings; read those as documents again."""
+def as_document(item: object) -> Document | None:
+    """Return a document, also one that a checkpointer gave back as a plain mapping."""
     if isinstance(item, Document):
         return item if isinstance(item.page_content, str) else None
     if not isinstance(item, dict):
@@ -63,7 +78,9 @@ def _children(item: object) -> Iterable[object]:
     if isinstance(item, dict):
         return islice(tuple(item.values()), MAX_DOCUMENTS)
     if isinstance(item, (list, tuple)):
-        return item[-MAX_DOCUMENTS:]
+        conversation = bool(item) and isinstance(item[-1], BaseMessage)
+        # the latest of a conversation, the best of a ranking
+        return item[-MAX_DOCUMENTS:] if conversation else item[:MAX_DOCUMENTS]
     if isinstance(item, BaseMessage):
         return (item.artifact,) if isinstance(item, ToolMessage) else ()
     return _fields(item)

@@ -1,10 +1,20 @@
 """Keep a loaded model out of what is copied and written down."""
 
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from llma_rag import Decoder
+
+
+_names: "WeakKeyDictionary[Decoder, str]" = WeakKeyDictionary()
+
+
+def name_of(decoder: "Decoder") -> str:
+    """Return a name that no other decoder has, in this process or in another."""
+    return _names.setdefault(decoder, uuid.uuid4().hex)
 
 
 class Held:
@@ -12,16 +22,22 @@ class Held:
 
     Attributes:
         decoder: The decoder, once it is loaded.
-        source: The arguments that it was loaded by.
+        source: The arguments that it was loaded by, or that name it where it was given.
+        given: Whether the caller gave it, so that its name may stand for other weights elsewhere.
     """
 
-    __slots__ = ("decoder", "source")
+    __slots__ = ("decoder", "given", "source")
 
     def __init__(
-        self, decoder: "Decoder | None" = None, source: Mapping[str, Any] | None = None
+        self,
+        decoder: "Decoder | None" = None,
+        source: Mapping[str, Any] | None = None,
+        *,
+        given: bool = False,
     ) -> None:
         self.decoder = decoder
         self.source = source
+        self.given = given
 
     def __copy__(self) -> "Held":
         return self

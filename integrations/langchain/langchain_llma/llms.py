@@ -18,6 +18,7 @@ from langchain_llma.answers import llm_result, text_end, text_piece
 from langchain_llma.calls import Call
 from langchain_llma.local_model import MODEL_CONFIG, LocalModel
 from langchain_llma.options import PROVIDER, from_pipeline_kwargs
+from langchain_llma.overflow import overflow_for_core
 from langchain_llma.scopes import CapturedDocument, each_prompt_with_its_caller, parents_of
 
 _NO_OPTIONS = {"tags", "metadata", "run_name", "run_id"}
@@ -89,12 +90,13 @@ class LLMA(LocalModel, BaseLLM):
     ) -> LLMResult:
         documents = self._found(prompts, run_manager, kwargs)
         calls = self._prepare(prompts, documents, stop, kwargs)
-        waiting = [call.decoder.submit(call.prompt, **call.arguments) for call in calls]
-        try:
-            results = [future.result() for future in waiting]
-        except BaseException:
-            _cancel(waiting)
-            raise
+        with overflow_for_core():
+            waiting = [call.decoder.submit(call.prompt, **call.arguments) for call in calls]
+            try:
+                results = [future.result() for future in waiting]
+            except BaseException:
+                _cancel(waiting)
+                raise
         return llm_result(calls, results)
 
     async def _agenerate(
@@ -109,11 +111,12 @@ class LLMA(LocalModel, BaseLLM):
             asyncio.ensure_future(call.decoder.agenerate(call.prompt, **call.arguments))
             for call in calls
         ]
-        try:
-            results = await asyncio.gather(*tasks)
-        except BaseException:
-            _cancel(tasks)
-            raise
+        with overflow_for_core():
+            try:
+                results = await asyncio.gather(*tasks)
+            except BaseException:
+                _cancel(tasks)
+                raise
         return llm_result(calls, results)
 
     def _stream(
@@ -150,7 +153,7 @@ class LLMA(LocalModel, BaseLLM):
     ) -> list[tuple[CapturedDocument, ...]]:
         """Return the documents of each prompt."""
         given = kwargs.pop("references", None)
-        parents = parents_of(prompts, run_manager) if self.capture else [None] * len(prompts)
+        parents = parents_of(prompts, run_manager)
         return [
             self._documents(given, prompt, parent)
             for prompt, parent in zip(prompts, parents, strict=True)

@@ -13,31 +13,29 @@ from pydantic import (
     Field,
     SecretStr,
     field_validator,
+    model_validator,
 )
 
 import llma_rag
 from langchain_llma.calls import Call
 from langchain_llma.documents import Given, given_documents
-from langchain_llma.held import Held
+from langchain_llma.held import Held, name_of
 from langchain_llma.loaded import decoder_of, fields_of
 from langchain_llma.options import (
     fields_of_loading,
     fields_of_pipeline,
     generation_options,
     over_pipeline,
+    with_token_apart,
 )
 from langchain_llma.prompts import text_prompt
-from langchain_llma.scopes import CapturedDocument, captured_documents
+from langchain_llma.scopes import CapturedDocument, captured_documents, note_call
 from langchain_llma.tool_calls import Tool
 
 if TYPE_CHECKING:
     from llma_rag import Decoder, GenerationOptions
 
 MODEL_CONFIG = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
-
-_SECRETS = {"token", "use_auth_token"}
-"""Arguments of `from_pretrained` that nobody may read; `hf_token` is the place for them."""
 
 
 class LocalModel(BaseModel):
@@ -113,6 +111,11 @@ class LocalModel(BaseModel):
 
     model_config = MODEL_CONFIG
 
+    @model_validator(mode="before")
+    @classmethod
+    def _token_apart(cls, given: Any) -> Any:
+        return with_token_apart(given) if isinstance(given, Mapping) else given
+
     @field_validator("model", "tokenizer", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
@@ -183,7 +186,7 @@ class LocalModel(BaseModel):
         if "model" not in fields and "model_name" not in fields:
             config = getattr(decoder.model, "config", None)
             fields["model"] = getattr(config, "name_or_path", None) or type(decoder.model).__name__
-        made = cls(held=Held(decoder), **fields)
+        made = cls(held=Held(decoder, given=True), **fields)
         made.held.source = made._source()
         return made
 
@@ -236,10 +239,26 @@ class LocalModel(BaseModel):
             "timeout", "options", "citations", "min_citation_words",
         )  # fmt: skip
         known = {name: getattr(self, name) for name in told}
-        for name in ("model_kwargs", "tokenizer_kwargs"):
-            given = known[name] or {}
-            known[name] = {key: value for key, value in given.items() if key not in _SECRETS}
+        if hasattr(self.quantization_config, "to_dict"):  # some of them show only their kind
+            known["quantization_config"] = self.quantization_config.to_dict()
+        if (decoder := self._given_decoder()) is not None:
+            known["decoder"] = name_of(decoder)
         return {name: value for name, value in known.items() if value not in (None, {})}
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what a pickle holds: the model by its name.
+
+        Raises:
+            TypeError: If this model was made from loaded objects.
+        """
+        if self._given_decoder() is not None:
+            msg = (
+                f"A `{type(self).__name__}` made from a decoder or a pipeline holds loaded objects "
+                "and cannot be pickled. Make it by `model=...`: every process then loads the model "
+                "once."
+            )
+            raise TypeError(msg)
+        return super().__getstate__()
 
     @classmethod
     def _by_field(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,6 +270,11 @@ class LocalModel(BaseModel):
             for alias in field.validation_alias.choices
         }
         return {names.get(name, name): value for name, value in given.items()}
+
+    def _given_decoder(self) -> "Decoder | None":
+        """The decoder if a caller gave it, and if no copy since was told to use another model."""
+        held = self.held
+        return held.decoder if held.given and held.source == self._source() else None
 
     def _decoder_of(self, model: str) -> "Decoder":
         if model == self.model:
@@ -301,6 +325,7 @@ class LocalModel(BaseModel):
     ) -> tuple[CapturedDocument, ...]:
         """Given documents, then captured ones; must run in the caller's context."""
         captured = captured_documents(prompt, parent, messages) if self.capture else ()
+        note_call(parent)
         return (*given_documents(given), *captured)
 
     def _call(
@@ -311,6 +336,7 @@ class LocalModel(BaseModel):
         given: Mapping[str, Any],
         tools: tuple[Tool, ...] = (),
         forced: bool = False,
+        several: bool = True,
         history: tuple[str, ...] = (),
         pipeline: Mapping[str, Any] | None = None,
     ) -> Call:
@@ -325,6 +351,7 @@ class LocalModel(BaseModel):
             documents=documents,
             tools=tools,
             forced=forced,
+            several=several,
             history=history,
             draft=options.pop("draft", self.draft),
             namespace=options.pop("namespace", self.namespace),

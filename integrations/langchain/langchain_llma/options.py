@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pydantic import SecretStr
+
 from llma_rag import GenerationOptions
 
 PROVIDER = "llma"
@@ -34,6 +36,9 @@ _LOADING_FIELDS = {
     "trust_remote_code": "trust_remote_code",
 }
 """Arguments of `from_pretrained` that are fields here."""
+_TOKENS = ("token", "use_auth_token")
+"""Arguments of `from_pretrained` that may be an access token; dumps and traces show all others."""
+_SECRET = (str, SecretStr)
 
 
 def generation_options(*layers: Mapping[str, Any]) -> GenerationOptions:
@@ -133,3 +138,32 @@ def fields_of_loading(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     }
     rest = {name: value for name, value in model_kwargs.items() if name not in _LOADING_FIELDS}
     return fields | {"model_kwargs": rest}
+
+
+def with_token_apart(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Move an access token out of the arguments of `from_pretrained` into `hf_token`.
+
+    >>> with_token_apart({"model_kwargs": {"token": "t", "variant": "fp16"}})
+    {'model_kwargs': {'variant': 'fp16'}, 'hf_token': 't'}
+
+    Raises:
+        TypeError: If there are two of them. A `ValueError` would show both.
+    """
+    moved = dict(fields)
+    found = [moved.get("hf_token"), moved.get("api_key")]
+    for name in ("model_kwargs", "tokenizer_kwargs"):
+        if isinstance(given := moved.get(name), Mapping):
+            tokens = {key: given[key] for key in _TOKENS if isinstance(given.get(key), _SECRET)}
+            moved[name] = {key: value for key, value in given.items() if key not in tokens}
+            found += tokens.values()
+    told = {each.get_secret_value() if isinstance(each, SecretStr) else each for each in found}
+    told.discard(None)
+    if len(told) > 1:
+        msg = (
+            "`hf_token` must be one token, got different ones, some of them in `model_kwargs` or "
+            "`tokenizer_kwargs`. Pass it once, as `hf_token`."
+        )
+        raise TypeError(msg)
+    if told and found[:2] == [None, None]:
+        moved["hf_token"] = told.pop()
+    return moved

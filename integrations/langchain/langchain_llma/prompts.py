@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import (
@@ -16,6 +17,7 @@ from langchain_core.messages import (
 )
 
 from langchain_llma.tool_calls import Tool
+from llma_rag import written_by_template
 
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (HumanMessage, "user"),
@@ -88,7 +90,7 @@ def prompt_ids(
 
     An assistant message at the end is continued. Where the template knows no tools, they are
     described in the system message, or where there is none in front of the first question: some
-    templates refuse system messages.
+    templates refuse system messages. Several of them are joined where the template refuses that.
 
     Raises:
         ValueError: If the model has no chat template, or a message holds more than text.
@@ -106,8 +108,8 @@ def prompt_ids(
         conversation = _with_tools_in_words(conversation, tools)
     last = conversation[-1] if conversation else {}
     continues = last.get("role") == "assistant" and "tool_calls" not in last
-    encoded = tokenizer.apply_chat_template(
-        conversation,
+    write = partial(
+        tokenizer.apply_chat_template,
         tools=list(tools) if tools and shown else None,
         chat_template=template.text,
         tokenize=True,
@@ -116,7 +118,7 @@ def prompt_ids(
         return_dict=True,
         **template.variables,
     )
-    return list(encoded["input_ids"])
+    return list(written_by_template(write, conversation)["input_ids"])
 
 
 def chat_messages(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:

@@ -1,21 +1,20 @@
 """Remember which documents appeared in which live run; knows no callbacks and no prompts."""
 
+import itertools
 import os
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
 from langchain_core.documents import Document
 
-MAX_DOCUMENTS_PER_ROOT = 256
+MAX_DOCUMENTS = 256
+"""Documents that a run keeps of those shown under it, that a call gets, and that stay recent."""
 MAX_LIVE_RUNS = 16_384
 """A hard stop for abandoned generators, whose runs never end."""
-MAX_RUNS_PER_DOCUMENT = 16
-"""Runs through which a document passed that are remembered, the latest ones."""
-MAX_RECENT = 64
 
 Origin = Literal["argument", "retriever", "chain", "tool", "store", "message", "ambient"]
 """How a document was noticed; see `docs/langchain.md`."""
@@ -29,8 +28,8 @@ class Sighting:
         document: The document.
         origin: How it was noticed.
         distance: Levels from the run that called the model up to the nearest run that also holds
-            the run which produced the document.
-        order: Counts up within one root run; higher is later.
+            the run which showed the document.
+        order: Counts events; what one event shows has one number and keeps its order.
     """
 
     document: Document
@@ -39,73 +38,44 @@ class Sighting:
     order: int = 0
 
 
-class Recent(deque[Document]):
-    """Documents seen lately in one context, and the root run that opened the list."""
+class Recent:
+    """Documents that a context retrieved outside of runs that call a model, the latest first.
 
-    def __init__(self, documents: Iterable[Document] = (), owner: UUID | None = None) -> None:
-        super().__init__(documents, maxlen=MAX_RECENT)
-        self.owner = owner
+    Attributes:
+        documents: The documents.
+        asked: Set once one of our models was called; the copies of later roots share it.
+    """
 
+    __slots__ = ("asked", "documents")
 
-@dataclass(slots=True)
-class _Record:
-    document: Document
-    origin: Origin
-    runs: "deque[Run]"
-    order: int
+    def __init__(self, earlier: "Recent | None" = None) -> None:
+        self.documents: tuple[Document, ...] = earlier.documents if earlier else ()
+        self.asked: threading.Event = earlier.asked if earlier else threading.Event()
 
-    def distance(self, levels: dict[int, int]) -> int | None:
-        """Return the level of the nearest run that also holds a run which showed the document."""
-        found = [level for run in self.runs if (level := run.level_in(levels)) is not None]
-        return min(found, default=None)
-
-
-class Ledger:
-    """All documents seen under one root run, the latest 256 of them, each object once."""
-
-    __slots__ = ("_by_identity", "_count", "_records", "recent")
-
-    def __init__(self) -> None:
-        self.recent: Recent | None = None
-        self._records: deque[_Record] = deque()
-        self._by_identity: dict[int, _Record] = {}
-        self._count = 0
-
-    def add(self, run: "Run", document: Document, origin: Origin) -> None:
-        """Note a document under each run that showed it; a retriever's word outranks others."""
-        known = self._by_identity.get(id(document))
-        if known is not None:
-            known.runs.append(run)
-            if origin == "retriever":
-                known.origin = origin
-            return
-        if len(self._records) == MAX_DOCUMENTS_PER_ROOT:
-            del self._by_identity[id(self._records.popleft().document)]
-        self._count += 1
-        record = _Record(document, origin, deque([run], MAX_RUNS_PER_DOCUMENT), self._count)
-        self._records.append(record)
-        self._by_identity[id(document)] = record
-        if self.recent is not None:
-            self.recent.append(document)
-
-    def near(self, run: "Run") -> list[Sighting]:
-        """Return every document of the root with its distance from `run`."""
-        levels = {id(ancestor): level for level, ancestor in enumerate(run.lineage())}
-        return [
-            Sighting(record.document, record.origin, distance, record.order)
-            for record in self._records
-            if (distance := record.distance(levels)) is not None
-        ]
+    def add(self, documents: Sequence[Document]) -> None:
+        """Put documents first; they replace those that a model was asked with or after."""
+        if documents:
+            kept = () if self.asked.is_set() else self.documents
+            self.documents = (*documents, *kept)[:MAX_DOCUMENTS]
+            self.asked = threading.Event()
 
 
 class Run:
-    """A run that has started; its parent chain ends in a root, which owns the ledger."""
+    """A run that has started, and the latest documents shown by it and by what runs under it.
 
-    __slots__ = ("ledger", "parent")
+    Attributes:
+        parent: The run that called it, if it is no root.
+        recent: The recent documents of a root's context.
+        asked: Whether one of our models was called under a root.
+    """
+
+    __slots__ = ("_shown", "asked", "parent", "recent")
 
     def __init__(self, parent: "Run | None") -> None:
         self.parent = parent
-        self.ledger: Ledger = Ledger() if parent is None else parent.ledger
+        self.recent: Recent | None = None
+        self.asked = False
+        self._shown: OrderedDict[int, Sighting] = OrderedDict()
 
     def lineage(self) -> "Iterable[Run]":
         """Yield the run, its parent, and so on up to the root."""
@@ -114,9 +84,38 @@ class Run:
             yield run
             run = run.parent
 
-    def level_in(self, levels: dict[int, int]) -> int | None:
-        """Return the level of the nearest ancestor (or the run itself) that `levels` names."""
-        return next((levels[id(run)] for run in self.lineage() if id(run) in levels), None)
+    def add(self, sightings: Iterable[Sighting]) -> None:
+        """Keep each document once, as it was first shown or as a retriever last ranked it."""
+        for sighting in sightings:
+            key = id(sighting.document)
+            known = self._shown.get(key)
+            if known is None or known.origin == "message" or sighting.origin == "retriever":
+                self._shown[key] = sighting
+                self._shown.move_to_end(key)
+        while len(self._shown) > MAX_DOCUMENTS:
+            self._shown.popitem(last=False)
+
+    def documents(self) -> list[Document]:
+        """Return the documents shown under the run, the latest first."""
+        latest = sorted(self._shown.values(), key=lambda sighting: -sighting.order)
+        return [sighting.document for sighting in latest]
+
+    def near(self) -> list[Sighting]:
+        """Return the documents of the lineage, each at the level where it first appears.
+
+        A retriever's word outranks others; what messages carry along is told apart.
+        """
+        found: dict[tuple[int, bool], Sighting] = {}
+        for level, run in enumerate(self.lineage()):
+            for identity, shown in run._shown.items():
+                key = identity, shown.origin == "message"
+                known = found.get(key)
+                if known is None:
+                    found[key] = Sighting(shown.document, shown.origin, level, shown.order)
+                elif shown.origin == "retriever" and known.origin != "retriever":
+                    found[key] = replace(known, origin="retriever")
+        nearest = sorted(found.values(), key=lambda entry: (entry.distance, -entry.order))
+        return nearest[:MAX_DOCUMENTS]
 
 
 class RunTree:
@@ -126,6 +125,7 @@ class RunTree:
         self.evicted = 0
         self._max_live_runs = max_live_runs
         self._live: OrderedDict[UUID, Run] = OrderedDict()
+        self._events = itertools.count()
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -146,20 +146,29 @@ class RunTree:
                 self.evicted += 1
         return run
 
-    def close(self, run_id: UUID) -> None:
-        """Forget a run that ended; its documents stay as long as its root lives."""
+    def close(self, run_id: UUID, *, failed: bool = False) -> None:
+        """Forget a run that ended; its documents stay with the runs above it.
+
+        Those of a root stay recent in its context, unless it failed or a model was asked there.
+        """
         with self._lock:
-            self._live.pop(run_id, None)
+            run = self._live.pop(run_id, None)
+            if run is not None and run.recent is not None and not (failed or run.asked):
+                run.recent.add(run.documents())
 
     def get(self, run_id: UUID | None) -> Run | None:
         """Return the live run of that id."""
         return self._live.get(run_id) if run_id is not None else None
 
-    def record(self, run: Run, documents: Iterable[Document], origin: Origin) -> None:
-        """Note that `run` showed `documents`."""
+    def record(self, run: Run, documents: Sequence[Document], origin: Origin) -> None:
+        """Note that `run` showed `documents`, the best first if they are ranked."""
+        if not documents:
+            return
+        order = next(self._events)
+        sightings = [Sighting(each, origin, order=order) for each in documents[:MAX_DOCUMENTS]]
         with self._lock:
-            for document in documents:
-                run.ledger.add(run, document, origin)
+            for each in run.lineage():
+                each.add(sightings)
 
     def near(self, run_id: UUID | None) -> list[Sighting]:
         """Return the documents of the same root, those of the nearest common ancestor first."""
@@ -167,8 +176,7 @@ class RunTree:
         if run is None:
             return []
         with self._lock:
-            sightings = run.ledger.near(run)
-        return sorted(sightings, key=lambda sighting: (sighting.distance, -sighting.order))
+            return run.near()
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()

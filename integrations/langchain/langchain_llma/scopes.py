@@ -22,8 +22,6 @@ from langchain_llma.capture import (
 from langchain_llma.harvesting import harvest
 from langchain_llma.run_tree import Origin, Sighting
 
-_FAR = 1_000_000
-"""Distance of a document of another root run: further away than any ancestor."""
 _LOOK_BACK = 64
 """Messages of a conversation that are searched for artifacts, counted from its end."""
 
@@ -35,7 +33,7 @@ class CapturedDocument:
     Attributes:
         document: The document.
         origin: How it was noticed.
-        in_prompt: Whether its text stands verbatim in the prompt.
+        in_prompt: Whether its text stands in the prompt, but for space around it.
     """
 
     document: Document
@@ -49,25 +47,34 @@ def captured_documents(
     """Return the documents to copy from: those in the prompt first, then the nearest, the latest.
 
     One root run may serve several users (`chain.map()`, LangGraph's `Send`), so documents count
-    only when they come from the nearest common ancestor or stand in the prompt.
+    only when they come from the nearest common ancestor or hang on the messages, or when they stand
+    in the prompt, and there in none of those: another user's document may have the same text.
 
     Args:
         prompt: The text that the model reads.
         parent_run_id: The run that calls the model; see `parent_of`.
-        messages: The conversation; artifacts of its tool messages count as near.
+        messages: The conversation; artifacts of its tool messages count.
     """
     if not capture_enabled():
         return []
-    sightings = [*HANDLER.tree.near(parent_run_id), *_from_messages(messages)]
-    found = [(sighting, _stands_in(sighting, prompt)) for sighting in sightings or _recent()]
-    nearest = min((sighting.distance for sighting, _ in found), default=0)
-    scoped = [
-        (sighting, in_prompt)
-        for sighting, in_prompt in _distinct(found)
-        if in_prompt or (sighting.distance == nearest and sighting.origin != "ambient")
+    near = HANDLER.tree.near(parent_run_id)
+    plain = [each for each in near if each.origin != "message"]
+    nearest = min((each.distance for each in plain), default=0)
+    own = [*(each for each in plain if each.distance == nearest), *_from_messages(messages)]
+    found = [_captured(each, prompt) for each in _distinct(own)]
+    shown = "\0".join(entry.document.page_content for entry in found if entry.in_prompt)
+    others = [
+        each
+        for each in near or _recent()
+        if _stands_in(each.document, prompt) and not _stands_in(each.document, shown)
     ]
-    scoped.sort(key=lambda entry: (not entry[1], entry[0].distance, -entry[0].order))
-    return [CapturedDocument(seen.document, seen.origin, inside) for seen, inside in scoped]
+    found += [_captured(each, prompt) for each in _distinct(others)]
+    return sorted(found, key=lambda entry: not entry.in_prompt)
+
+
+def note_call(parent_run_id: UUID | None) -> None:
+    """Note a call of one of our models: what was retrieved for it is not recent any more."""
+    HANDLER.note_call(parent_run_id)
 
 
 def parent_of(run_manager: Any, payload: str | Sequence[BaseMessage]) -> UUID | None:
@@ -143,7 +150,7 @@ def _from_messages(messages: Sequence[BaseMessage]) -> list[Sighting]:
     """A conversation read back from a checkpoint still carries what its tools attached."""
     return [
         Sighting(document, "message")
-        for message in messages[-_LOOK_BACK:]
+        for message in reversed(messages[-_LOOK_BACK:])
         if isinstance(message, ToolMessage) and message.artifact is not None
         for document in harvest(message.artifact)
     ]
@@ -151,23 +158,29 @@ def _from_messages(messages: Sequence[BaseMessage]) -> list[Sighting]:
 
 def _recent() -> list[Sighting]:
     """Documents of an earlier root run in this context; they count only if the prompt has them."""
-    return [Sighting(document, "ambient", _FAR) for document in recent_documents.get() or ()]
+    recent = recent_documents.get()
+    return [Sighting(document, "ambient") for document in recent.documents] if recent else []
 
 
-def _stands_in(sighting: Sighting, prompt: str) -> bool:
-    text = sighting.document.page_content
-    return bool(text) and text in prompt
+def _captured(sighting: Sighting, prompt: str) -> CapturedDocument:
+    document = sighting.document
+    return CapturedDocument(document, sighting.origin, _stands_in(document, prompt))
 
 
-def _distinct(found: list[tuple[Sighting, bool]]) -> Iterator[tuple[Sighting, bool]]:
-    """Drop repetitions and documents without text; the nearest sighting comes first."""
+def _stands_in(document: Document, text: str) -> bool:
+    """Whether a document's text stands in another one; prompts often lack the space around it."""
+    return document.page_content.strip() in text
+
+
+def _distinct(sightings: list[Sighting]) -> Iterator[Sighting]:
+    """Drop repetitions and documents without text; the best sighting comes first."""
     seen: set[tuple[str, str | None, str]] = set()
-    for sighting, in_prompt in found:
+    for sighting in sightings:
         document = sighting.document
         key = (document.page_content, document.id, repr(document.metadata))
-        if key not in seen and document.page_content:
+        if key not in seen and document.page_content.strip():
             seen.add(key)
-            yield sighting, in_prompt
+            yield sighting
 
 
 def _same(announced: object, given: object) -> bool:

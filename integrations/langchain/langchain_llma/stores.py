@@ -84,4 +84,4 @@ def _note(found: object) -> None:
     if run is not None:
         HANDLER.tree.record(run, documents, "store")
     else:
-        HANDLER.recent(None).extend(documents)
+        HANDLER.recent().add(documents)

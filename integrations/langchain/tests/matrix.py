@@ -82,7 +82,7 @@ class Row:
         body: Does it and returns what each model call should have got.
         needs: Packages that must be installed.
         hook: The documents are noticed only with `instrument_vectorstores()`.
-        never: Nothing notices the documents; the prompt itself remains.
+        never: Nothing notices the documents of some call; the prompt itself remains.
     """
 
     name: str

@@ -305,7 +305,7 @@ def agent_second_turn(bench: Bench) -> Expected:
     return _two_turns(bench, "content_and_artifact")
 
 
-@ROWS.add("create_agent, second turn, content only", *AGENTS)
+@ROWS.add("create_agent, second turn, content only", *AGENTS, never=True)
 def agent_second_turn_content(bench: Bench) -> Expected:
     return _two_turns(bench, "content")
 

@@ -31,7 +31,7 @@ from integrations.langchain.tests.probes import (
 from langchain_llma import LLMA, no_capture
 from langchain_llma.capture import HANDLER, CaptureHandler
 from langchain_llma.harvesting import harvest
-from langchain_llma.run_tree import MAX_DOCUMENTS_PER_ROOT, RunTree
+from langchain_llma.run_tree import MAX_DOCUMENTS, RunTree
 from langchain_llma.scopes import captured_documents, parent_of
 
 DOCUMENT = Document(page_content="a passage", id="1")
@@ -119,15 +119,41 @@ def test_the_nearest_common_ancestor_counts() -> None:
     assert near == [("right", 1), ("left", 2)]
 
 
-def test_a_root_keeps_its_latest_documents() -> None:
+def _near(tree: RunTree, run_id: Any) -> list[str]:
+    return [sighting.document.page_content for sighting in tree.near(run_id)]
+
+
+def test_a_run_keeps_its_latest_documents_and_the_best_of_a_ranking() -> None:
     tree, root = RunTree(), uuid4()
     run = tree.open(root, None)
-    tree.record(run, [Document(str(number)) for number in range(300)], "chain")
-    kept = [sighting.document.page_content for sighting in tree.near(root)]
-    assert len(kept) == MAX_DOCUMENTS_PER_ROOT
-    assert kept[0] == "299"
-    tree.record(run, [Document(str(number)) for number in range(300)], "retriever")
-    assert len(tree.near(root)) == MAX_DOCUMENTS_PER_ROOT
+    for number in range(300):
+        tree.record(run, [Document(str(number))], "chain")
+    assert _near(tree, root) == [str(number) for number in range(299, 299 - MAX_DOCUMENTS, -1)]
+    tree.record(run, [Document(str(number)) for number in range(1000, 1300)], "retriever")
+    assert _near(tree, root) == [str(number) for number in range(1000, 1000 + MAX_DOCUMENTS)]
+
+
+def test_a_call_gets_the_nearest_documents() -> None:
+    """Each level keeps as many as one call gets."""
+    tree, (root, leaf) = RunTree(), (uuid4() for _ in range(2))
+    above, below = tree.open(root, None), tree.open(leaf, root)
+    tree.record(below, [Document(f"near {number}") for number in range(200)], "chain")
+    tree.record(above, [Document(f"far {number}") for number in range(200)], "chain")
+    near = _near(tree, leaf)
+    assert near[:200] == [f"near {number}" for number in range(200)]
+    assert near[200:] == [f"far {number}" for number in range(MAX_DOCUMENTS - 200)]
+
+
+def test_a_retrievers_word_outranks_others() -> None:
+    tree, (root, left, right) = RunTree(), (uuid4() for _ in range(3))
+    tree.open(root, None)
+    shown = [Document("second"), Document("first")]
+    tree.record(tree.open(left, root), shown, "chain")
+    tree.record(tree.get(left), shown[::-1], "retriever")  # type: ignore[arg-type]
+    tree.record(tree.open(right, root), shown, "chain")
+    near = [(each.document.page_content, each.origin, each.distance) for each in tree.near(right)]
+    assert near == [("second", "retriever", 0), ("first", "retriever", 0)]
+    assert _near(tree, root) == ["first", "second"]
 
 
 def test_a_run_that_ended_answers_nothing() -> None:
@@ -161,6 +187,50 @@ def test_capture_can_be_switched_off(
     if off == "context":
         rag(chat(decoder)).invoke("u1")
         assert decoder.requests[-1].marks == of("u1")[0]
+
+
+def test_a_whole_ranking_is_captured(decoder: ProbeDecoder) -> None:
+    """Also one that is longer than what is looked for in other values, the best first."""
+
+    class Ranked(UserRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return [Document(f"passage {n}.", metadata={"m": str(n)}) for n in range(300)]
+
+    ranks = [str(number) for number in range(MAX_DOCUMENTS)]
+    rag(chat(decoder), Ranked()).invoke("u1")
+    chat(decoder).invoke(filled(Ranked().invoke("u1")))
+    for request in decoder.requests:
+        assert [reference.metadata["m"] for reference in request.references] == ranks
+    assert harvest([Document(str(number)) for number in range(300)])[0].page_content == "0"
+
+
+def test_of_a_conversation_the_latest_messages_are_searched() -> None:
+    messages = [
+        ToolMessage("text", tool_call_id="1", artifact=Document(str(number)))
+        for number in range(300)
+    ]
+    assert harvest(messages)[-1].page_content == "299"
+
+
+@pytest.mark.parametrize("seen_by", ["the model", "a runnable too"])
+def test_documents_of_earlier_turns_come_after_new_ones(
+    decoder: ProbeDecoder, seen_by: str
+) -> None:
+    """A tool may tell in its own words what it found, while an old artifact is still there."""
+    llm = chat(decoder)
+    old = ToolMessage("it ends", tool_call_id="1", artifact=[Document("old", metadata={"m": "o"})])
+
+    def ask(messages: Any) -> Any:
+        return llm.invoke(messages)
+
+    def answer(question: str) -> Any:
+        RunnableLambda(lambda text: UserRetriever().invoke(text) and "in other words").invoke("u1")
+        messages = [HumanMessage("hi"), old, HumanMessage(question)]
+        return RunnableLambda(ask).invoke(messages) if seen_by != "the model" else ask(messages)
+
+    RunnableLambda(answer).invoke("more")
+    marks = [reference.metadata["m"] for reference in decoder.requests[0].references]
+    assert marks == ["u1#0", "u1#1", "o"]
 
 
 def test_no_capture_inside_a_running_chain(decoder: ProbeDecoder) -> None:

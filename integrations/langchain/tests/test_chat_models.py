@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from uuid import uuid4
 
 import pytest
+from jinja2 import TemplateError
 from langchain_core.documents import Document
 from langchain_core.load import dumpd, dumps, load
 from langchain_core.messages import (
@@ -27,6 +28,7 @@ import llma_rag
 from integrations.langchain.tests.probes import ProbeDecoder, UserRetriever, chat
 from integrations.langchain.tests.tiny import TEMPLATE
 from langchain_llma import LLMA, ChatLLMA
+from langchain_llma.prompts import Template, prompt_ids
 from llma_rag import Reference
 from llma_rag.testing import ScriptedModel, byte_tokenizer
 
@@ -286,6 +288,25 @@ def test_a_choice_by_its_type_alone(decoder: ProbeDecoder) -> None:
     assert decoder.tokenizer.last[1] is None
 
 
+@pytest.mark.parametrize("broken_first", [False, True])
+async def test_one_call_at_a_time_keeps_the_first(
+    decoder: ProbeDecoder, broken_first: bool
+) -> None:
+    broken = "<tool_call>{broken</tool_call>"
+    decoder.script = f"First. {broken}{broken}" if broken_first else f"First. {CALL}{CALL}{broken}"
+    kept = 0 if broken_first else 1
+    for several, calls, invalid in ((True, 2 * kept, 2 - kept), (False, kept, 1 - kept)):
+        llm = chat(decoder).bind_tools([search], parallel_tool_calls=several)
+        for message in (
+            llm.invoke("hello"),
+            await llm.ainvoke("hello"),
+            _aggregate(llm.stream("hello")),
+            _aggregate(await _collected(llm.astream("hello"))),
+        ):
+            assert message.content.strip() == "First."
+            assert (len(message.tool_calls), len(message.invalid_tool_calls)) == (calls, invalid)
+
+
 @pytest.mark.parametrize("choice", [None, "any"])
 def test_built_in_tools_are_refused(decoder: ProbeDecoder, choice: Any) -> None:
     llm, built_in = chat(decoder), {"type": "web_search"}
@@ -401,8 +422,6 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
     llm = chat(decoder, hf_token="top secret", temperature=0.5)
     assert "top secret" not in dumps(llm)
     assert "ProbeDecoder" not in dumps(llm)
-    traced = chat(decoder, model_kwargs={"token": "top secret", "variant": "x"})._identifying_params
-    assert traced["model_kwargs"] == {"variant": "x"}
     restored = load(
         dumpd(llm),
         secrets_map={"HF_TOKEN": "top secret"},
@@ -411,12 +430,22 @@ def test_dumps_hold_no_weights_and_no_secret(decoder: ProbeDecoder) -> None:
     )
     assert isinstance(restored, ChatLLMA)
     assert restored.temperature == 0.5
-    unpickled = pickle.loads(pickle.dumps(llm))
-    assert unpickled.held.decoder is None
     assert "held" not in llm.model_dump()
     assert "held" not in repr(llm)
     for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy()):
         assert copied.decoder is decoder
+
+
+def test_a_loaded_object_is_not_pickled(decoder: ProbeDecoder, registry: "Registry") -> None:
+    """Its name may stand for other weights in another process."""
+    for llm in (chat(decoder), LLMA.from_decoder(decoder)):
+        with pytest.raises(TypeError, match="holds loaded objects and cannot be pickled"):
+            pickle.dumps(llm.model_copy(update={"max_tokens": 5}))
+    for llm in (ChatLLMA(model="m"), chat(decoder).model_copy(update={"model": "m"})):
+        assert llm.invoke("hello").content == "loaded m"
+        unpickled = pickle.loads(pickle.dumps(llm))
+        assert unpickled.held.decoder is None
+        assert unpickled.invoke("hello").content == "loaded m"
 
 
 class Registry:
@@ -489,6 +518,36 @@ def _byte_chat(answer: str, template: str, **fields: Any) -> ChatLLMA:
     tokenizer.chat_template = template
     model = ScriptedModel([*tokenizer(answer)["input_ids"], 1], eos_token_id=1)
     return ChatLLMA.from_decoder(llma_rag.Decoder(model, tokenizer, warmup=False), **fields)
+
+
+ONE_SYSTEM = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' and not loop.first %}"
+    "{{ raise_exception('The system message must come first.') }}{% endif %}"
+    "<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+)
+ANY_SYSTEM = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (ONE_SYSTEM, "<system>be brief\nbe kind<user>hello"),
+        (ANY_SYSTEM, "<system>be brief<system>be kind<user>hello"),
+    ],
+)
+def test_system_messages_are_joined_where_a_template_refuses_them(
+    template: str, written: str
+) -> None:
+    tokenizer = _byte_chat("x", template).decoder.tokenizer
+    system = [SystemMessage("be brief"), SystemMessage(""), SystemMessage("be kind")]
+    if template == ANY_SYSTEM:
+        del system[1]
+    ids = prompt_ids(tokenizer, [*system, HumanMessage("hello")], (), Template())
+    assert tokenizer.decode(ids) == written
+    if template == ONE_SYSTEM:
+        with pytest.raises(TemplateError, match="must come first"):
+            prompt_ids(tokenizer, [HumanMessage("hello"), *system], (), Template())
 
 
 CALLING = (

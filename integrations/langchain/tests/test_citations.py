@@ -48,7 +48,7 @@ def _check(message: Any, text: str) -> None:
     assert SOURCE[extras["start_char_index"] : extras["end_char_index"]] == SOURCE
     assert citation["cited_text"] == SOURCE
     assert citation["title"] == "u1.txt"
-    assert extras["document_index"] == 1
+    assert extras["document_index"] == 0
     assert message.response_metadata["citations"][0]["cited_text"] == SOURCE
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import gc
+import operator
 import random
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
@@ -97,9 +99,50 @@ async def test_text_model_abatch_in_one_generate(decoder: ProbeDecoder) -> None:
     _check(decoder, 300)
 
 
-def test_map_over_100_users_in_one_root(decoder: ProbeDecoder) -> None:
-    _chain(chat(decoder)).map().invoke(USERS[:100])
-    _check(decoder, 100)
+def test_map_over_300_users_in_one_root(decoder: ProbeDecoder) -> None:
+    """More documents than one run keeps."""
+    _chain(chat(decoder)).map().invoke(USERS)
+    _check(decoder, 300)
+
+
+async def test_awaited_map_over_300_users_in_one_root(decoder: ProbeDecoder) -> None:
+    """All have retrieved before the first one asks."""
+    await _chain(chat(decoder, streams=False), SlowRetriever()).map().ainvoke(USERS)
+    _check(decoder, 300)
+
+
+def test_send_of_300_documents_in_one_root(decoder: ProbeDecoder) -> None:
+    """LangGraph's map and reduce: each document is asked about alone."""
+    pytest.importorskip("langgraph", reason="langgraph is an optional companion")
+    from langgraph.graph import START, StateGraph
+    from langgraph.types import Send
+
+    llm = chat(decoder)
+
+    def ask(state: Any) -> Any:
+        prompt = CHAT.invoke({"context": joined(state["docs"]), "question": state["user"]})
+        return {"answers": [llm.invoke(prompt).content]}
+
+    def fan_out(state: Any) -> list[Send]:
+        return [Send("ask", {"docs": UserRetriever().invoke(user), "user": user}) for user in USERS]
+
+    graph = StateGraph(Answers)
+    graph.add_node("ask", ask)
+    graph.add_conditional_edges(START, fan_out, ["ask"])
+    graph.compile().invoke({"answers": []})
+    _check(decoder, 300)
+
+
+def test_equal_texts_of_two_users_keep_their_names(decoder: ProbeDecoder) -> None:
+    """In one root run; whose text it is shows in a citation and in what else holds the text."""
+
+    class Terms(UserRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            return [Document("The terms of 2023 apply.", metadata={"m": query})]
+
+    _chain(chat(decoder), Terms()).map().invoke(USERS[:5])
+    for request in decoder.requests:
+        assert request.marks == {_asker(request.prompt)}
 
 
 def test_map_over_documents_of_100_users_in_one_root(decoder: ProbeDecoder) -> None:
@@ -158,6 +201,29 @@ async def test_async_script_after_a_warm_up_in_the_parent_context(decoder: Probe
     decoder.requests.clear()
     await asyncio.gather(*(asyncio.create_task(ask(user)) for user in USERS))
     _check(decoder, 300)
+
+
+def test_conversations_of_100_users_in_one_root(decoder: ProbeDecoder) -> None:
+    """Their messages carry documents; one user's has none, and that of the root has them all."""
+    conversations = []
+    for user in USERS[:100]:
+        found = UserRetriever().invoke(user) if user != USERS[7] else None
+        attached = ToolMessage("found", tool_call_id="1", artifact=found)
+        conversations.append([HumanMessage("hi"), attached, HumanMessage(f"Q={user}.")])
+    chat(decoder).map().invoke(conversations)
+    for request in decoder.requests:
+        user = _asker(request.prompt)
+        assert request.marks == (frozenset() if user == USERS[7] else {f"{user}#0", f"{user}#1"})
+
+
+class Answers(TypedDict):
+    answers: Annotated[list[str], operator.add]
+
+
+class SlowRetriever(UserRetriever):
+    async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        await asyncio.sleep(0.01)
+        return self._get_relevant_documents(query, run_manager=run_manager)
 
 
 class BrokenRetriever(UserRetriever):

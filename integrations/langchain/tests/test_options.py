@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import torch
 from langchain_core.caches import InMemoryCache
+from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
+from pydantic import SecretStr
+from transformers import QuantoConfig
 
 from integrations.langchain.tests.probes import ProbeDecoder, chat, text_model
 from langchain_llma import LLMA, ChatLLMA
@@ -69,6 +72,29 @@ def test_aliases() -> None:
     assert (llm.model, llm.max_tokens, llm.stop) == ("m", 3, ["x"])
     assert llm.hf_token is not None
     assert "secret" not in repr(llm)
+
+
+@pytest.mark.parametrize("cls", [ChatLLMA, LLMA])
+def test_a_token_among_the_arguments_of_loading_is_a_secret(cls: Any) -> None:
+    given = {"token": "top secret", "variant": "x"}
+    for fields in (
+        {"model_kwargs": given},
+        {"tokenizer_kwargs": {"use_auth_token": SecretStr("top secret")}, "model_kwargs": given},
+        {"model_kwargs": given, "api_key": "top secret"},
+    ):
+        for llm in (cls(model="m", **fields), cls.from_model_id("m", **fields)):
+            shown = (dumps(llm), repr(llm), _key(llm), llm._identifying_params)
+            assert "top secret" not in str(shown)
+            assert llm._loading()["token"] == "top secret"
+            assert llm.model_kwargs == {"variant": "x"}
+    assert cls(model="m", model_kwargs={"token": False}).model_kwargs == {"token": False}
+
+
+@pytest.mark.parametrize("cls", [ChatLLMA, LLMA])
+def test_two_tokens_are_refused(cls: Any) -> None:
+    with pytest.raises(TypeError, match="`hf_token` must be one token") as raised:
+        cls(model="m", model_kwargs={"token": "one"}, tokenizer_kwargs={"token": "two"})
+    assert "two" not in str(raised.value)
 
 
 @pytest.mark.parametrize("cls", [ChatLLMA, LLMA])
@@ -144,11 +170,44 @@ async def test_a_call_with_options_is_not_cached(decoder: ProbeDecoder) -> None:
     ids=str,
 )
 def test_caches_tell_models_apart(decoder: ProbeDecoder, field: dict[str, Any]) -> None:
-    cache = InMemoryCache()
-    assert text_model(decoder, cache=cache).invoke("hello") == "the answer is ok"
-    other = text_model(ProbeDecoder("other"), cache=cache, **field)
-    assert other.invoke("hello") == "other"
-    assert text_model(decoder, cache=cache).invoke("hello") == "the answer is ok"
+    for model in (text_model, chat):
+        cache, decoder.script = InMemoryCache(), "first"
+        assert _said(model(decoder, cache=cache)) == "first"
+        decoder.script = "second"
+        assert _said(model(decoder, cache=cache, **field)) == "second"
+        assert _said(model(decoder, cache=cache)) == "first"
+
+
+def _said(llm: Any) -> str:
+    answer = llm.invoke("hello")
+    return answer if isinstance(answer, str) else str(answer.content)
+
+
+def test_caches_tell_loaded_objects_apart() -> None:
+    """Two of one name are two models, as one that was tuned and the one it was loaded as."""
+    tuned, base = ProbeDecoder("tuned"), ProbeDecoder("base")
+    for model, kind in ((text_model, LLMA), (chat, ChatLLMA)):
+        cache = InMemoryCache()
+        assert [_said(model(each, cache=cache)) for each in (tuned, base)] == ["tuned", "base"]
+        tuned.script = "tuned again"
+        assert _said(model(tuned, cache=cache)) == "tuned"
+        tuned.script = "tuned"
+        llm = model(tuned)
+        keys = {_key(llm.model_copy(update={"model": name})) for name in ("a", "b")}
+        assert keys == {_key(kind(model=name)) for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("kind", [ChatLLMA, LLMA])
+def test_caches_tell_quantisations_apart(kind: Any) -> None:
+    """Core's own key of chat models says of such an object only that there is one."""
+    told = [QuantoConfig(weights=weights) for weights in ("int4", "int8", "int8")]
+    keys = [_key(kind(model="m", quantization_config=config)) for config in told]
+    assert keys[0] != keys[1] == keys[2]
+
+
+def _key(llm: ChatLLMA | LLMA) -> str:
+    """Return what core's caches know a model by."""
+    return llm._get_llm_string() if isinstance(llm, ChatLLMA) else str(llm.dict())
 
 
 GREEDY = {"do_sample": False}

@@ -1,5 +1,7 @@
 import gc
 import threading
+import weakref
+from dataclasses import replace
 
 import pytest
 from llama_index.core.base.llms.types import CitationBlock, TextBlock
@@ -12,12 +14,22 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import TokenTextSplitter
 from llama_index.core.query_engine import CitationQueryEngine
-from llama_index.core.schema import TextNode
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from integrations.llama_index.tests.probes import adrain, drain, make_index
 from integrations.llama_index.tests.scripted import FIRST, LAST, ScriptedDecoder
 from llama_index.llms.llma import LLMA, Citation, citations, citations_of, results_of
-from llama_index.llms.llma.citations import Answer, attach
+from llama_index.llms.llma.answers import (
+    MAX_ANSWERS,
+    MAX_RESULTS,
+    Answer,
+    in_order,
+    joined,
+    numbers,
+)
+from llama_index.llms.llma.citations import attach
+from llma_rag import CopiedSpan
 
 MODES = ("compact", "refine", "tree_summarize", "simple_summarize", "accumulate")
 INDEX = make_index(size=3, length=30)
@@ -93,6 +105,89 @@ def test_each_of_several_equal_answers_is_cited(llm):
     assert len({citation.start for citation in found}) == answers
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_results_of_a_refined_response(llm, streaming):
+    """One per call of the model, in their order: the first two are over before it is read."""
+    for ask in (asked_here, asked_in_loop):
+        llm.decoder.calls.clear()
+        response = await ask(engine(llm, response_mode="refine", streaming=streaming))
+        assert len(llm.decoder.calls) == 3
+        asked = [result.stats.prompt_tokens for result in results_of(response)]
+        assert asked == [len(call.prompt) for call in llm.decoder.calls]
+
+
+async def asked_here(engine):
+    response = engine.query(QUESTION)
+    str(response)
+    return response
+
+
+async def asked_in_loop(engine):
+    response = await engine.aquery(QUESTION)
+    if hasattr(response, "async_response_gen"):
+        await adrain(response)
+    return response
+
+
+async def test_a_streamed_response_hands_its_citations_on(llm):
+    """Also where nobody keeps the streamed one."""
+    asked = engine(llm, response_mode="refine", streaming=True)
+    whole = asked.query(QUESTION).get_response()
+    check(whole, str(whole))
+    assert len(results_of(whole)) == 3
+    whole = await (await asked.aquery(QUESTION)).get_response()
+    check(whole, str(whole))
+    assert len(results_of(whole)) == 3
+    streamed = asked.query(QUESTION)
+    text = str(streamed)
+    assert citations_of(streamed.get_response()) == check(streamed, text)
+
+
+def test_a_streamed_response_is_freed_at_once(llm):
+    """A cycle would keep the model of a stream that nobody reads any more busy."""
+    streamed = engine(llm, streaming=True).query(QUESTION)
+    gone = weakref.ref(streamed)
+    del streamed
+    assert gone() is None
+
+
+def test_citations_of_many_answers():
+    """The newest results are kept, the citations of all."""
+    size = 2 * MAX_RESULTS
+    nodes = [TextNode(text=f"{i:03d} a passage that is copied", id_=str(i)) for i in range(size)]
+    llm = LLMA(decoder=CopyingDecoder(), min_citation_chars=1)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode="accumulate")
+    response = synthesizer.synthesize("q", [NodeWithScore(node=node) for node in nodes])
+    found = citations_of(response)
+    assert [citation.node_id for citation in found] == [node.node_id for node in nodes]
+    assert all(str(response)[c.start : c.end] == c.text for c in found)
+    texts = [result.text for result in results_of(response)]
+    assert texts == [node.text for node in nodes[-MAX_RESULTS:]]
+
+
+class CopyingDecoder(ScriptedDecoder):
+    """Copies the last reference that stands in its prompt."""
+
+    def generate(self, prompt, *, references=(), **options):
+        asked = self.tokenizer.decode(prompt)
+        index = max(i for i, one in enumerate(references) if one.text in asked)
+        text = references[index].text
+        span = CopiedSpan(0, len(text), references[index].id, index, 0, len(text))
+        result = super().generate(prompt, references=references, **options)
+        return replace(result, text=text, copied_spans=(span,))
+
+
+def test_remembered_answers_are_bounded():
+    result = ScriptedDecoder().generate([1])
+    answers = ()
+    for number in range(MAX_ANSWERS + 3):
+        answers = joined(answers, [Answer("x", (), result, number)])
+    assert [one.number for one in answers] == list(range(3, MAX_ANSWERS + 3))
+    assert [one.result for one in answers].count(result) == MAX_RESULTS
+    assert answers[-1].result is result
+    assert in_order((*answers[5:], *answers[:9])) == answers
+
+
 def chat_engine(cls, llm, **options):
     memory = ChatMemoryBuffer.from_defaults()
     if cls is CondenseQuestionChatEngine:
@@ -119,6 +214,29 @@ async def test_citations_of_a_streamed_chat_response(llm, cls):
     check(response, drain(response).strip())
     response = await chat_engine(cls, llm, streaming=True).astream_chat(QUESTION)
     check(response, (await adrain(response)).strip())
+
+
+async def test_results_of_a_streamed_chat_with_a_condensed_question(llm):
+    chat = chat_engine(CondensePlusContextChatEngine, llm)
+    chat.chat(QUESTION)
+    for ask in (streamed_chat, streamed_chat_in_loop):
+        llm.decoder.calls.clear()
+        response = await ask(chat)
+        asked = [result.stats.prompt_tokens for result in results_of(response)]
+        assert asked == [len(call.prompt) for call in llm.decoder.calls]
+        assert len(asked) == 2
+
+
+async def streamed_chat(chat):
+    response = chat.stream_chat(QUESTION)
+    drain(response)
+    return response
+
+
+async def streamed_chat_in_loop(chat):
+    response = await chat.astream_chat(QUESTION)
+    await adrain(response)
+    return response
 
 
 def test_citations_of_a_citation_query_engine(llm):
@@ -188,7 +306,7 @@ class Held:
 
 def answer(text, *places):
     cited = tuple(Citation(a, b, text[a:b], "n", a, b, "t", 1) for a, b in places)
-    return Answer(text, cited, None)
+    return Answer(text, cited, None, next(numbers))
 
 
 @pytest.mark.parametrize(

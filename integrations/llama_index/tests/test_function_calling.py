@@ -6,6 +6,8 @@ from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms import ChatMessage
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.prompts import PromptTemplate
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from integrations.llama_index.tests.saying import (
     ADD,
@@ -15,8 +17,15 @@ from integrations.llama_index.tests.saying import (
     make,
     prompts_of,
 )
-from llama_index.llms.llma import LLMA
+from llama_index.llms.llma import LLMA, LLMAFunctionCalling
 from llama_index.llms.llma.tool_calls import calls_in
+
+
+class Song(BaseModel):
+    """A song."""
+
+    title: str
+    year: int
 
 
 def test_metadata():
@@ -99,8 +108,69 @@ def test_chat_itself_returns_all_calls():
 def test_a_template_without_tools_is_refused():
     llm = make("x")
     llm.decoder.tokenizer.chat_template = "{{ messages }}"
-    with pytest.raises(ValueError, match="knows no tools"):
+    with pytest.raises(NotImplementedError, match="knows no tools"):
         llm.chat_with_tools([TOOL], user_msg="q")
+
+
+async def synthesized(llm, **options):
+    """Ask a synthesizer; it answers "Empty Response" to a ValueError of a model call."""
+    nodes = [NodeWithScore(node=TextNode(text=words)) for words in ("one text", "another text")]
+    synthesizer = get_response_synthesizer(llm=llm, response_mode="refine", **options)
+    return str(await synthesizer.asynthesize("q", nodes))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "options", [{"output_cls": Song}, {"structured_answer_filtering": True}], ids=str
+)
+async def test_an_engine_says_that_a_template_knows_no_tools(options, streaming):
+    llm = make(*["x"] * 4)
+    llm.decoder.tokenizer.chat_template = "{{ messages }}"
+    with pytest.raises(NotImplementedError, match="knows no tools"):
+        await synthesized(llm, streaming=streaming, **options)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (LLMAFunctionCalling, {"output_cls": Song}),
+        (LLMAFunctionCalling, {"structured_answer_filtering": True}),
+        (LLMA, {"output_cls": Song}),
+    ],
+)
+async def test_an_engine_says_that_the_limit_cut_an_object(cls, options):
+    cut = SayingDecoder(*['{"name": "So'] * 4, finish_reason="length")
+    with pytest.raises(RuntimeError, match="cut at the limit of tokens: raise `max_new_tokens`"):
+        await synthesized(cls(decoder=cut), **options)
+    complete = SayingDecoder(*['{"name": "So'] * 4)
+    assert await synthesized(cls(decoder=complete), **options) == "Empty Response"
+
+
+async def test_an_engine_that_filters_answers_says_that_a_prompt_does_not_fit():
+    llm = LLMAFunctionCalling(decoder=SayingDecoder(), context_window=1200)
+    nodes = [NodeWithScore(node=TextNode(text="word " * 400))]
+    synthesizer = get_response_synthesizer(
+        llm=llm, response_mode="refine", structured_answer_filtering=True
+    )
+    with pytest.raises(RuntimeError, match="context window of 1200"):
+        synthesizer.synthesize("q", nodes)
+    with pytest.raises(RuntimeError, match="context window of 1200"):
+        await synthesizer.asynthesize("q", nodes)
+
+
+async def test_calling_an_unknown_tool_is_said_in_words():
+    llm = make(*['<tool_call>{"name": "nope", "arguments": {}}</tool_call>'] * 2)
+    message = "^The model called `nope`; the tools are `add`, `now`"
+    with pytest.raises(LookupError, match=message):
+        llm.predict_and_call([TOOL, NOW], user_msg="q")
+    with pytest.raises(LookupError, match=message):
+        await llm.apredict_and_call([TOOL, NOW], user_msg="q")
+
+
+async def test_predict_and_call():
+    llm = make(ADD, ADD)
+    assert str(llm.predict_and_call([TOOL], user_msg="q")) == "5"
+    assert str(await llm.apredict_and_call([TOOL], user_msg="q")) == "5"
 
 
 def test_a_required_call_is_constrained():
@@ -183,13 +253,6 @@ async def test_an_unknown_tool_choice_is_refused(choice):
         await llm.astream_chat_with_tools([TOOL], user_msg="q", tool_choice=choice)
 
 
-class Song(BaseModel):
-    """A song."""
-
-    title: str
-    year: int
-
-
 async def test_structured_predict():
     said = json.dumps({"name": "Song", "arguments": {"title": "Sea", "year": 1901}})
     llm = make(said, said)
@@ -204,9 +267,9 @@ async def test_structured_predict_says_that_the_limit_cut_its_answer():
     llm = make('{"name": "So', '{"name": "So', finish_reason="length")
     prompt = PromptTemplate("a song about {topic}")
     message = r"got the answer '\{\"name\": \"So'\. It was cut .* raise `max_new_tokens`"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RuntimeError, match=message):
         llm.structured_predict(Song, prompt, topic="the sea")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RuntimeError, match=message):
         await llm.astructured_predict(Song, prompt, topic="the sea")
 
 

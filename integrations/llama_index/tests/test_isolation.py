@@ -2,22 +2,33 @@ import asyncio
 import gc
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import SimpleNamespace
 
 import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.chat_engine import ContextChatEngine, SimpleChatEngine
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span import active_span_id
+from llama_index.core.memory import ChatMemoryBuffer
+from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from integrations.llama_index.tests import leaks
 from integrations.llama_index.tests.leaks import engine, question
 from integrations.llama_index.tests.matrix import in_fresh_context
 from integrations.llama_index.tests.probes import FailingLLM, ProbeLLM, adrain, corpus, drain
-from llama_index.llms.llma import ambient, handler, references, spans
-from llama_index.llms.llma.ambient import stands_in
+from integrations.llama_index.tests.scripted import ScriptedDecoder
+from llama_index.llms.llma import LLMA, ambient, citations_of, handler, references, spans
 from llama_index.llms.llma.capture import find_references
-from llama_index.llms.llma.captured import MAX_CHARACTERS, MAX_NODES, snapshot
+from llama_index.llms.llma.captured import (
+    MAX_CAPTURED,
+    MAX_CHARACTERS,
+    MAX_NODES,
+    snapshot,
+    stands_in,
+)
 from llama_index.llms.llma.spans import SpanTree, tree
 from llama_index.llms.llma.streams import active_stream
 
@@ -116,6 +127,43 @@ def test_the_number_of_references_of_a_call_is_bounded():
         assert len(find_references("", automatic=False).nodes) == 2
 
 
+def test_of_too_many_nodes_those_in_the_prompt_come_first():
+    nodes = [TextNode(text=f"The {i}th passage.", id_=str(i)) for i in range(5 * MAX_NODES)]
+    prompt = " ".join(node.text for node in nodes[200:203])
+    with references(scored(nodes)):
+        found = find_references(prompt, automatic=False).nodes
+    expected = [*range(200, 203), *range(MAX_NODES - 3)]
+    assert [int(node.id) for node in found] == expected
+    few = scored(nodes[:3])
+    with references(few):
+        found = find_references(nodes[2].text, automatic=False).nodes
+    assert [int(node.id) for node in found] == [0, 1, 2]
+
+
+def test_of_too_many_characters_those_in_the_prompt_come_first():
+    with references(["in the prompt"]), references(["x" * MAX_CHARACTERS]):
+        found = find_references("It stands in the prompt.", automatic=False).nodes
+    assert [node.text for node in found] == ["in the prompt"]
+
+
+@pytest.mark.parametrize("mode", ["refine", "accumulate"])
+def test_every_call_over_many_nodes_has_its_own(mode):
+    nodes = [TextNode(text=f"The {i}th passage of all.", id_=str(i)) for i in range(150)]
+    llm = LLMA(decoder=ScriptedDecoder())
+    RetrieverQueryEngine.from_args(
+        StaticRetriever(scored(nodes)), llm=llm, response_mode=mode
+    ).query("q")
+    assert len(llm.decoder.calls) == len(nodes)
+    for node, call in zip(nodes, llm.decoder.calls, strict=True):
+        assert node.id_ in {reference.id for reference in call.references}
+        assert len(call.references) == MAX_NODES
+
+
+def test_nodes_of_a_capture_are_bounded():
+    assert len(snapshot(["text"] * (2 * MAX_CAPTURED)).nodes) == MAX_CAPTURED
+    assert len(snapshot(["x" * (MAX_CHARACTERS // 2)] * 3).nodes) == 2
+
+
 def test_open_spans_are_bounded(monkeypatch):
     monkeypatch.setattr(spans, "MAX_SPANS", 3)
     small = SpanTree()
@@ -194,6 +242,91 @@ def test_of_equal_texts_in_the_ambient_context_the_newest_counts():
     assert in_fresh_context(program) == ["B-secret"]
 
 
+def own_retriever(user, *texts):
+    nodes = [TextNode(text=text, id_=f"{user}-{i}") for i, text in enumerate(texts)]
+    return StaticRetriever(scored(nodes))
+
+
+class StaticRetriever(BaseRetriever):
+    def __init__(self, nodes):
+        super().__init__()
+        self.nodes = nodes
+
+    def _retrieve(self, query_bundle):
+        return self.nodes
+
+
+TERMS = "All deliveries are subject to the standard terms of two thousand twenty-three, always."
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
+def test_an_engine_leaves_nothing_behind_in_its_thread(mode, streaming):
+    """The next user of the thread writes the same text, but owns no node of it."""
+    llm = LLMA(decoder=ScriptedDecoder())
+    asked = RetrieverQueryEngine.from_args(
+        own_retriever("A", TERMS), llm=llm, response_mode=mode, streaming=streaming
+    )
+    chat = ContextChatEngine.from_defaults(
+        retriever=own_retriever("A", TERMS), llm=llm, memory=ChatMemoryBuffer.from_defaults()
+    )
+    other = SimpleChatEngine.from_defaults(llm=llm, memory=ChatMemoryBuffer.from_defaults())
+    with ThreadPoolExecutor(1) as pool:
+        for ask in (asked.query, chat.chat, lambda q: drain(chat.stream_chat(q))):
+            pool.submit(ask, "q").result()
+            bare = pool.submit(llm.complete, f"My file: {TERMS}").result()
+            assert (bare.raw["llma"]["reach"], bare.raw["llma"]["citations"]) == ("none", [])
+            assert citations_of(pool.submit(other.chat, f"My file: {TERMS}").result()) == []
+
+
+def test_what_a_bare_retrieval_found_makes_way_for_the_next_once_a_model_was_called():
+    """A pooled thread serves one user after the other in bare statements."""
+    llm = LLMA(decoder=ScriptedDecoder())
+
+    def serve(user, *texts):
+        nodes = own_retriever(user, *texts).retrieve("q")
+        llm.complete(" ".join(node.text for node in nodes))
+        llm.complete(f"{nodes[0].text} {TERMS}")
+        return [[reference.id for reference in call.references] for call in llm.decoder.calls[-2:]]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(serve, "A", TERMS, "more of A").result() == [["A-0", "A-1"], ["A-0"]]
+        assert pool.submit(serve, "B", "other", "more of B").result() == [["B-0", "B-1"], ["B-0"]]
+
+
+def test_bare_retrievals_before_a_call_join():
+    llm = LLMA(decoder=ScriptedDecoder())
+
+    def program():
+        for user in "AB":
+            own_retriever(user, f"{user} text").retrieve("q")
+        llm.complete("A text, B text")
+
+    in_fresh_context(program)
+    assert {reference.id for reference in llm.decoder.calls[0].references} == {"A-0", "B-0"}
+
+
+def test_calls_side_by_side_all_see_what_was_retrieved_before_them():
+    """Also where one of them retrieves more after another has called the model."""
+    llm = LLMA(decoder=ScriptedDecoder())
+
+    async def more(user, before, done):
+        await before.wait()
+        own_retriever(user, f"{user} text").retrieve("q")
+        await llm.acomplete(f"the text, {user} text")
+        done.set()
+
+    async def program():
+        own_retriever("all", "the text").retrieve("q")
+        first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        first.set()
+        await asyncio.gather(more("A", first, second), more("B", second, third))
+
+    in_fresh_context(program)
+    found = [{reference.id for reference in call.references} for call in llm.decoder.calls]
+    assert found == [{"A-0", "all-0"}, {"B-0", "all-0"}]
+
+
 def test_a_common_letterhead_does_not_bring_another_users_node():
     """One pooled thread serves both; the second prompt holds a part of the first user's node."""
 
@@ -210,7 +343,7 @@ def test_the_ambient_context_is_bounded():
     def program():
         for _ in range(20):
             ambient.remember((("a",), ("b",), ("c",)))
-        return len(ambient._ambient.get())
+        return len(ambient._ambient.get().captures)
 
     assert in_fresh_context(program) == ambient.MAX_AMBIENT
 

@@ -14,7 +14,8 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
 
 from integrations.llama_index.tests.probes import HashEmbedding
-from llama_index.llms.llma import LLMA, citations_of, results_of
+from integrations.llama_index.tests.scripted import ScriptedDecoder
+from llama_index.llms.llma import LLMA, citations_of, prompts, references, results_of
 from llama_index.llms.llma.spans import tree
 
 
@@ -72,6 +73,27 @@ async def test_the_event_loop_goes_on(llm, model, streaming):
     else:
         await llm.acomplete("hello", max_new_tokens=5)
     await working
+
+
+@pytest.mark.parametrize("endpoint", ["acomplete", "astream_complete", "achat", "astream_chat"])
+async def test_prompts_are_tokenized_off_the_event_loop(endpoint, monkeypatch):
+    llm = LLMA(decoder=ScriptedDecoder())
+    encode, threads = prompts.encode, []
+
+    def watched(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(prompts, "encode", watched)
+    asked = "q" if "complete" in endpoint else [ChatMessage(content="q")]
+    with references(["a text"]):
+        answer = await getattr(llm, endpoint)(asked)
+        if "stream" in endpoint:
+            async for _ in answer:
+                pass
+    assert threads
+    assert threading.current_thread() not in threads
+    assert [reference.text for reference in llm.decoder.calls[0].references] == ["a text"]
 
 
 @pytest.mark.parametrize("chunks", [1, 3])

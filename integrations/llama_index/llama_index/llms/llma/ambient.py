@@ -3,46 +3,58 @@
 import threading
 from collections import OrderedDict
 from contextvars import ContextVar
+from typing import NamedTuple
 
-from llama_index.llms.llma.captured import Capture, CapturedNode
+from llama_index.llms.llma.captured import Capture, CapturedNode, stands_in
 
 MAX_AMBIENT = 4
 """Most captures one context remembers."""
 
-_ambient: ContextVar[tuple[Capture, ...]] = ContextVar("llma_ambient", default=())
+
+class _Remembered(NamedTuple):
+    """Captures, newest first, and whether a model was called in this context after them."""
+
+    captures: tuple[Capture, ...] = ()
+    called: bool = False
+
+
+_NOTHING = _Remembered()
+_ambient: ContextVar[_Remembered] = ContextVar("llma_ambient", default=_NOTHING)
 
 
 def remember(captures: tuple[Capture, ...]) -> None:
-    """Keep the captures of a request that ended in this context, newest first."""
-    _ambient.set((captures + _ambient.get())[:MAX_AMBIENT])
-    process_scope.add(captures)
+    """Keep the captures of a retrieval that ended in this context, newest first.
+
+    They join those before them until a model was called; then they take their place.
+    """
+    kept = _ambient.get()
+    earlier = () if kept.called else kept.captures
+    _ambient.set(_Remembered((captures + earlier)[:MAX_AMBIENT]))
 
 
-def forget() -> None:
-    """Forget what this context remembers."""
-    _ambient.set(())
+def note_call() -> None:
+    """Note that a model was called here; what is remembered stays for further calls.
+
+    A call in a task or thread of its own is noted there: what its siblings see does not depend on
+    which of them is first.
+    """
+    kept = _ambient.get()
+    if kept.captures and not kept.called:
+        _ambient.set(kept._replace(called=True))
 
 
 def remembered_in(prompt: str) -> Capture | None:
     """Return the remembered nodes whose text stands in `prompt`; of equal texts the newest.
 
-    Those conditions keep a pooled thread from handing one user's nodes to the next.
+    A thread that serves one user after the other may remember nodes of another user's bare
+    retrieval. Of those only what the prompt holds anyway is found.
     """
     nodes: dict[str, CapturedNode] = {}
-    for capture in _ambient.get():
+    for capture in _ambient.get().captures:
         for node in capture.nodes:
             if node.text not in nodes and stands_in(node.text, prompt):
                 nodes[node.text] = node
     return Capture(tuple(nodes.values())) if nodes else None
-
-
-def stands_in(text: str, prompt: str) -> bool:
-    """Say whether a whole text stands in the prompt.
-
-    A part of it would not do: documents of two users may begin with the same letterhead.
-    """
-    text = text.strip()
-    return bool(text) and text in prompt
 
 
 class ProcessScope:

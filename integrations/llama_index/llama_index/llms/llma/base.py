@@ -1,8 +1,9 @@
 """`LLMA`: HuggingFaceLLM's place in any engine, with answers that copy from the retrieved nodes."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -24,17 +25,12 @@ from llama_index.core.utils import set_global_tokenizer
 
 from llama_index.llms.llma import options, prompts, responses
 from llama_index.llms.llma.ambient import process_scope as process_wide
-from llama_index.llms.llma.calls import Call, Respond
-from llama_index.llms.llma.capture import find_references
-from llama_index.llms.llma.explicit import Given
+from llama_index.llms.llma.calls import Prepare, preparing
 from llama_index.llms.llma.handler import install
 from llama_index.llms.llma.loading import make_decoder, model_name_of
-from llama_index.llms.llma.overflow import room_for_answer
 from llama_index.llms.llma.responses import CitationStyle
 from llama_index.llms.llma.templates import TemplateLLM
-from llma_rag import Decoder, Reference
-
-T = TypeVar("T")
+from llma_rag import Decoder
 
 _OF_PROCESS = {"callback_manager", "rate_limiter"}
 """Fields that no pickle holds."""
@@ -248,54 +244,58 @@ class LLMA(TemplateLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Complete a prompt; `formatted` means that wrapper and system prompt are in it already."""
-        return self._completion_call(prompt, formatted, kwargs).answer()
+        return self._completion_call(prompt, formatted, kwargs)().answer()
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Complete a prompt without blocking the event loop."""
-        return await self._completion_call(prompt, formatted, kwargs).answer_async()
+        call = await asyncio.to_thread(self._completion_call(prompt, formatted, kwargs))
+        return await call.answer_async()
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Complete a prompt in chunks, one per accepted run; the last one has `raw`."""
-        return self._completion_call(prompt, formatted, kwargs).stream()
+        return self._completion_call(prompt, formatted, kwargs)().stream()
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Complete a prompt in chunks without blocking the event loop."""
-        return self._completion_call(prompt, formatted, kwargs).stream_async()
+        call = await asyncio.to_thread(self._completion_call(prompt, formatted, kwargs))
+        return call.stream_async()
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        return self._chat_call(messages, kwargs).answer()
+        return self._chat_call(messages, kwargs)().answer()
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation without blocking the event loop."""
-        return await self._chat_call(messages, kwargs).answer_async()
+        call = await asyncio.to_thread(self._chat_call(messages, kwargs))
+        return await call.answer_async()
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation in chunks, one per accepted run; the last one has `raw`."""
-        return self._chat_call(messages, kwargs).stream()
+        return self._chat_call(messages, kwargs)().stream()
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Answer a conversation in chunks without blocking the event loop."""
-        return self._chat_call(messages, kwargs).stream_async()
+        call = await asyncio.to_thread(self._chat_call(messages, kwargs))
+        return call.stream_async()
 
     def _completion_call(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
-    ) -> Call[CompletionResponse]:
+    ) -> Prepare[CompletionResponse]:
         if not formatted:
             if self.query_wrapper_prompt is not None:
                 prompt = self.query_wrapper_prompt.format(query_str=prompt)
@@ -303,47 +303,13 @@ class LLMA(TemplateLLM):
                 prompt = f"{self.system_prompt} {prompt}"
             if self.completion_to_prompt is not None:
                 prompt = self.completion_to_prompt(prompt)
-        return self._call(prompt, kwargs, responses.completion_response)
+        return preparing(self, prompt, kwargs, responses.completion_response)
 
     def _chat_call(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
-    ) -> Call[ChatResponse]:
+    ) -> Prepare[ChatResponse]:
         messages = prompts.with_system_prompt(messages, self.system_prompt)
         assert self.messages_to_prompt is not None, "LLM's validator sets it"
         text = self.messages_to_prompt(messages)
-        return self._call(text, kwargs, responses.chat_response, prompts.citable(messages))
-
-    def _call(
-        self,
-        text: str,
-        kwargs: dict[str, Any],
-        respond: Respond[T],
-        given: Sequence[Given] = (),
-    ) -> Call[T]:
-        """Prepare a call: the references are found here, in the caller's context."""
-        kwargs = dict(kwargs)
-        named = kwargs.pop("references", None) or ()
-        found = find_references(
-            text,
-            (*((named,) if isinstance(named, str) else named), *given),
-            automatic=self.capture == "auto",
-            process=self.process_scope,
-        )
-        prompt = prompts.encode(self._decoder.tokenizer, text, hf_compat=self.hf_compat)
-        own = {name: kwargs.pop(name, None) for name in ("draft", "namespace")}
-        arguments = {name: value for name, value in own.items() if value is not None}
-        arguments |= options.decoding_options(self.generate_kwargs, kwargs, self.max_new_tokens)
-        room = room_for_answer(len(prompt), self.context_window)
-        arguments["max_new_tokens"] = min(arguments["max_new_tokens"], room)
-        if self.stopping_ids and "eos_token_id" not in arguments:
-            config = self._decoder.model.generation_config
-            arguments["eos_token_id"] = options.end_tokens(config, self.stopping_ids)
-        arguments["references"] = [Reference(node.text, id=node.id) for node in found.nodes]
-        finish = partial(
-            responses.finish,
-            found=found,
-            model_name=self.model_name,
-            style=self.citations,
-            min_characters=self.min_citation_chars,
-        )
-        return Call(self._decoder, prompt, arguments, respond, finish)
+        given = prompts.citable(messages)
+        return preparing(self, text, kwargs, responses.chat_response, given)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from llama_index.llms.llma.ambient import process_scope, remembered_in
+from llama_index.llms.llma.ambient import note_call, process_scope, remembered_in
 from llama_index.llms.llma.captured import Capture, CapturedNode, snapshot, within_limits
 from llama_index.llms.llma.explicit import Given, given_references
 from llama_index.llms.llma.spans import active_span, tree
@@ -40,7 +40,8 @@ def find_references(
     named = snapshot(given)
     explicit = ((named,) if named else ()) + given_references()
     captures, reach = _reach(prompt, process) if automatic else ((), "none")
-    nodes = tuple(within_limits((*explicit, *captures)))
+    note_call()
+    nodes = within_limits((*explicit, *captures), prompt)
     if not nodes:
         return NOTHING
     return Found(nodes, "explicit" if explicit else reach)

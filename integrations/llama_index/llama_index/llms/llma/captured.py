@@ -12,11 +12,14 @@ from llma_rag import Reference
 
 _logger = logging.getLogger(__name__)
 
+MAX_CAPTURED = 1024
+"""Most nodes of one capture."""
+
 MAX_NODES = 64
-"""Most nodes of one capture, and most references of one call."""
+"""Most references of one call."""
 
 MAX_CHARACTERS = 1 << 20
-"""Most characters of all references of one call."""
+"""Most characters of one capture, and of all references of one call."""
 
 
 class CapturedNode(NamedTuple):
@@ -35,8 +38,17 @@ class Capture(NamedTuple):
 
 def snapshot(entries: Iterable[Any]) -> Capture | None:
     """Capture nodes, strings and references; anything else and empty text is left out."""
-    nodes = tuple(node for node in map(_snapshot_one, islice(entries, MAX_NODES)) if node)
+    nodes = tuple(_short_enough(filter(None, map(_snapshot_one, islice(entries, MAX_CAPTURED)))))
     return Capture(nodes) if nodes else None
+
+
+def _short_enough(nodes: Iterable[CapturedNode]) -> Iterator[CapturedNode]:
+    characters = 0
+    for node in nodes:
+        characters += len(node.text)
+        if characters > MAX_CHARACTERS:
+            return
+        yield node
 
 
 def _snapshot_one(entry: Any) -> CapturedNode | None:
@@ -71,21 +83,31 @@ def nodes_in(event: Any) -> Iterator[NodeWithScore | BaseNode]:
         return
     for value in (*vars(event).values(), *getattr(event, "_data", {}).values()):
         if isinstance(value, (list, tuple)):
-            for entry in islice(value, MAX_NODES):
+            for entry in islice(value, MAX_CAPTURED):
                 if isinstance(entry, (NodeWithScore, BaseNode)):
                     yield entry
 
 
-def within_limits(captures: Iterable[Capture]) -> Iterator[CapturedNode]:
-    """Yield the distinct nodes of `captures` in order, as many as one call may carry."""
-    seen: set[tuple[str | None, str]] = set()
-    characters = 0
+def stands_in(text: str, prompt: str) -> bool:
+    """Say whether a whole text stands in the prompt.
+
+    A part of it would not do: documents of two users may begin with the same letterhead.
+    """
+    text = text.strip()
+    return bool(text) and text in prompt
+
+
+def within_limits(captures: Iterable[Capture], prompt: str) -> tuple[CapturedNode, ...]:
+    """Return the distinct nodes of `captures`, in order, as many as one call may carry.
+
+    Of more than that, those whose whole text stands in the prompt come first.
+    """
+    distinct: dict[tuple[str | None, str], CapturedNode] = {}
     for capture in captures:
         for node in capture.nodes:
-            if (node.id, node.text) in seen:
-                continue
-            characters += len(node.text)
-            if len(seen) >= MAX_NODES or characters > MAX_CHARACTERS:
-                return
-            seen.add((node.id, node.text))
-            yield node
+            distinct.setdefault((node.id, node.text), node)
+    nodes = tuple(islice(distinct.values(), MAX_CAPTURED))
+    if len(nodes) > MAX_NODES or sum(len(node.text) for node in nodes) > MAX_CHARACTERS:
+        nodes = tuple(sorted(nodes, key=lambda node: not stands_in(node.text, prompt)))
+        nodes = tuple(_short_enough(nodes[:MAX_NODES]))
+    return nodes

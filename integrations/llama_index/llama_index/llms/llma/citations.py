@@ -2,16 +2,20 @@
 
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode
 
+from llama_index.llms.llma.answers import Answer, in_order, joined
 from llama_index.llms.llma.captured import CapturedNode
-from llama_index.llms.llma.spans import MAX_ANSWERS, active_span, tree
+from llama_index.llms.llma.spans import active_span, tree
 from llama_index.llms.llma.streams import active_stream
 from llma_rag import CopiedSpan, GenerationResult
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,6 @@ class Citation:
         """Return the citation without its node, as JSON can hold it."""
         names = ("start", "end", "text", "node_id", "node_start", "node_end", "title", "number")
         return {name: getattr(self, name) for name in names}
-
-
-class Answer(NamedTuple):
-    """What one model call wrote, and what of it was copied."""
-
-    text: str
-    citations: tuple[Citation, ...]
-    result: GenerationResult
 
 
 def cite(
@@ -94,31 +90,41 @@ def note_answers(answers: Sequence[Answer]) -> None:
     if span is not None and (stream is None or span.stream is stream):
         tree.answered(span, answers)
     elif stream is not None:
-        stream.answers.extend(answers)
-        del stream.answers[:-MAX_ANSWERS]
+        stream.answers = joined(stream.answers, answers)
 
 
 class _Kept(NamedTuple):
     response: weakref.ref[Any]
-    citations: tuple[Citation, ...]
-    results: tuple[GenerationResult, ...]
+    text: str
+    answers: tuple[Answer, ...]
 
 
 _kept: dict[int, _Kept] = {}
 
 
 def attach(response: Any, text: str | None, answers: Sequence[Answer]) -> None:
-    """Keep, as long as `response` lives, what the model wrote for it and copied into its text."""
-    if response is None or not answers or (not text and _kept_for(response)):
-        return  # a response that is read in another thread may get its text later than its end
-    placed = _place(text, answers) if text else ()
-    key = id(response)
-    try:
-        reference = weakref.ref(response, lambda _: _kept.pop(key, None))
-    except TypeError:
+    """Keep, as long as `response` lives, its text and what the model answered for it.
+
+    A streamed response gets its answers in parts, those of its end from the thread that reads it,
+    and its text perhaps after its end.
+    """
+    kept = _kept_for(response)
+    if kept is not None:
+        text, answers = text or kept.text, in_order((*answers, *kept.answers))
+    if response is None or not answers:
         return
-    citations = sorted(placed, key=lambda citation: (citation.start, citation.end))
-    _kept[key] = _Kept(reference, tuple(citations), tuple(answer.result for answer in answers))
+    key = id(response)
+    with suppress(TypeError):  # an object that takes no weak reference
+        reference = weakref.ref(response, lambda _: _kept.pop(key, None))
+        _kept[key] = _Kept(reference, text or "", tuple(answers))
+
+
+def hand_on(streamed: Any, whole: R) -> R:
+    """Let a whole response have what is kept for the streamed one that made it."""
+    kept = _kept_for(streamed)
+    if kept is not None:
+        attach(whole, kept.text, kept.answers)
+    return whole
 
 
 def _place(text: str, answers: Sequence[Answer]) -> set[Citation]:
@@ -158,16 +164,18 @@ def citations_of(response: object) -> list[Citation]:
     `str(response)[citation.start:citation.end]` and the node's text at `node_start:node_end`.
     """
     kept = _kept_for(response)
-    return list(kept.citations) if kept else []
+    placed = _place(kept.text, kept.answers) if kept else ()
+    return sorted(placed, key=lambda citation: (citation.start, citation.end))
 
 
 def results_of(response: object) -> list[GenerationResult]:
-    """Return the results of the model calls made for a response, in their order, at most 32.
+    """Return the results of the model calls made for a response, in their order: the last 32.
 
     A result holds the token ids of the answer and the counts and times of its decoding.
     """
     kept = _kept_for(response)
-    return list(kept.results) if kept else []
+    results = [answer.result for answer in kept.answers] if kept else []
+    return [result for result in results if result is not None]
 
 
 def _kept_for(response: object) -> _Kept | None:

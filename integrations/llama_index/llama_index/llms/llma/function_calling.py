@@ -1,6 +1,7 @@
 """`LLMAFunctionCalling`: LLMA for models whose chat template knows tools."""
 
-from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,19 @@ from llama_index.core.types import Model
 
 from llama_index.llms.llma import prompts, responses, tool_calls
 from llama_index.llms.llma.base import LLMA
-from llama_index.llms.llma.calls import Call, Respond
+from llama_index.llms.llma.calls import Prepare, Respond, preparing
+from llama_index.llms.llma.overflow import CUT
 from llama_index.llms.llma.responses import Finished
-from llma_rag import chosen_tools, closed_schema, text_before_calls, tool_call_schema
+from llma_rag import (
+    ContextOverflowError,
+    chosen_tools,
+    closed_schema,
+    text_before_calls,
+    tool_call_schema,
+)
 
 if TYPE_CHECKING:
+    from llama_index.core.chat_engine.types import AgentChatResponse
     from llama_index.core.program.utils import FlexibleModel
     from llama_index.core.tools import BaseTool
 
@@ -46,17 +55,39 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
 
         Raises:
             ValueError: If it asks for none, unless `error_on_no_tool_call` is False.
+            RuntimeError: If a limit has cut it before that; engines hide a ValueError.
         """
         calls = tool_calls.calls_in(response.message)
         if not calls and error_on_no_tool_call:
-            raise ValueError(
-                "Expected at least one tool call, got the answer "
-                f"{response.message.content!r}.{_why_cut(response)}"
+            message = (
+                f"Expected at least one tool call, got the answer {response.message.content!r}."
             )
+            if isinstance(response.raw, dict) and response.raw.get("finish_reason") == "length":
+                raise RuntimeError(f"{message} {CUT}")
+            raise ValueError(message)
         return [
             ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
             for call in calls
         ]
+
+    def predict_and_call(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> "AgentChatResponse":
+        """Let the model call a tool, and run it.
+
+        Raises:
+            LookupError: If it calls a tool that is none of `tools`.
+            RuntimeError: If the prompt fills the context window; engines hide a ValueError.
+        """
+        with _plain_errors(tools):
+            return super().predict_and_call(tools, *args, **kwargs)
+
+    async def apredict_and_call(
+        self, tools: Sequence["BaseTool"], *args: Any, **kwargs: Any
+    ) -> "AgentChatResponse":
+        """Do the same without blocking the event loop."""
+        with _plain_errors(tools):
+            return await super().apredict_and_call(tools, *args, **kwargs)
 
     def stream_structured_predict(
         self,
@@ -112,7 +143,7 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
 
     def _chat_call(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
-    ) -> Call[ChatResponse]:
+    ) -> Prepare[ChatResponse]:
         """Prepare a call; one that `tool_choice` forces is held to the schema of its tool.
 
         With `tool_choice="none"` the model sees no tools.
@@ -138,18 +169,34 @@ class LLMAFunctionCalling(LLMA, FunctionCallingLLM):
         if schema is None or schema == tool_call_schema(tools):
             # An answer held to another schema, which the caller gave, is no call.
             respond = partial(_respond, tools, several)
-        return self._call(
-            self._template(messages, tools), kwargs, respond, prompts.citable(messages)
-        )
+        text = self._template(messages, tools)
+        return preparing(self, text, kwargs, respond, prompts.citable(messages))
 
     def _template(self, messages: Sequence[ChatMessage], tools: Any) -> str:
         tokenizer = self._decoder.tokenizer
         if "tools" not in str(tokenizer.chat_template or ""):
-            raise ValueError(
+            raise NotImplementedError(  # engines hide a ValueError
                 f"The chat template of `{self.tokenizer_name}` knows no tools; use a model whose "
                 "template does, or `LLMA` with `ReActAgent`."
             )
         return prompts.rendered(tokenizer, messages, tool_calls.turns, tools=tools or None)
+
+
+@contextmanager
+def _plain_errors(tools: "Sequence[BaseTool]") -> Iterator[None]:
+    """Say what LlamaIndex hides, or raises as a bare key: it looks tools up by their names."""
+    try:
+        yield
+    except ContextOverflowError as error:
+        raise RuntimeError(str(error)) from error
+    except KeyError as error:
+        names = [str(tool.metadata.name) for tool in tools]
+        if not error.args or error.args[0] in names:
+            raise
+        raise LookupError(
+            f"The model called `{error.args[0]}`; the tools are "
+            f"{', '.join(f'`{name}`' for name in names)}. Ask again, or set `tool_required=True`."
+        ) from error
 
 
 def _held_to(output_cls: type[Model], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
@@ -166,16 +213,6 @@ def _in_openai_form(tools: "Iterable[BaseTool | dict[str, Any]]") -> list[dict[s
         tool if isinstance(tool, dict) else tool.metadata.to_openai_tool(skip_length_check=True)
         for tool in tools
     ]
-
-
-def _why_cut(response: ChatResponse) -> str:
-    """Return what to do about an answer that a limit has cut, or nothing."""
-    if not isinstance(response.raw, dict) or response.raw.get("finish_reason") != "length":
-        return ""
-    return (
-        " It was cut at the limit of tokens: raise `max_new_tokens`, or `context_window` if prompt "
-        "and answer fill it."
-    )
 
 
 def _respond(

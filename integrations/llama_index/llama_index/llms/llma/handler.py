@@ -16,6 +16,7 @@ from llama_index.llms.llma import ambient, citations
 from llama_index.llms.llma.captured import nodes_in, snapshot
 from llama_index.llms.llma.roles import NOBODY, Role, roles
 from llama_index.llms.llma.spans import Span, active_span, tree
+from llama_index.llms.llma.streamed import let_hand_on
 from llama_index.llms.llma.streams import StreamScope, active_stream, in_scope, in_scope_async
 
 _logger = logging.getLogger(__name__)
@@ -160,6 +161,7 @@ def _follow_stream(span: Span, response: Any, attribute: str) -> None:
     at_end = partial(_finish_stream, weakref.ref(response), scope)
     follow: Any = in_scope if isinstance(source, Generator) else in_scope_async
     setattr(response, attribute, follow(source, scope, at_end))
+    let_hand_on(response)
 
 
 def _finish_stream(owner: weakref.ref[Any], scope: StreamScope, text: str) -> None:
@@ -186,7 +188,10 @@ def _end(span: Span) -> None:
         if span.captures or span.answers:
             tree.hand_up(span)
     elif span.captures:
-        ambient.remember(tuple(capture for _, capture in reversed(span.captures)))
+        captures = tuple(capture for _, capture in reversed(span.captures))
+        ambient.process_scope.add(captures)
+        if span.role.gives_nodes:
+            ambient.remember(captures)
 
 
 _handler = CaptureSpanHandler()

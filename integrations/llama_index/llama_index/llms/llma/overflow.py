@@ -1,7 +1,8 @@
-"""Refuse prompts that leave no room for an answer, so that every caller hears of it."""
+"""Say that a prompt leaves no room, or that a limit cut an answer, so that every caller hears."""
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -9,6 +10,19 @@ from llma_rag import ContextOverflowError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+CUT = (
+    "It was cut at the limit of tokens: raise `max_new_tokens`, or `context_window` if prompt and "
+    "answer fill it."
+)
+"""What to do about an answer that cannot be read."""
+
+_last_was_cut: ContextVar[bool] = ContextVar("llma_last_was_cut", default=False)
+
+
+def note_end(finish_reason: str | None) -> None:
+    """Note why the last answer of this context ended."""
+    _last_was_cut.set(finish_reason == "length")
 
 
 def room_for_answer(prompt_tokens: int, context_window: int) -> int:
@@ -29,14 +43,19 @@ def room_for_answer(prompt_tokens: int, context_window: int) -> int:
 
 @contextmanager
 def _visible() -> Iterator[None]:
-    """Turn an overflow into an error that synthesizers do not swallow.
+    """Turn an overflow, and an object cut short, into an error that synthesizers do not swallow.
 
     They answer "Empty Response" to any `ValueError` of a model call.
     """
+    note_end(None)
     try:
         yield
     except ContextOverflowError as error:
         raise RuntimeError(str(error)) from error
+    except ValueError as error:
+        if not _last_was_cut.get():
+            raise
+        raise RuntimeError(f"The answer could not be read: {error}\n{CUT}") from error
 
 
 def visible_overflow(method: Callable[P, T]) -> Callable[P, T]:

@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
-from jinja2 import TemplateError
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_template
 from llama_index.core.base.llms.types import ChatMessage, CitableBlock, MessageRole, TextBlock
 
-from llma_rag import Reference
+from llma_rag import Reference, written_by_template
 
 _logger = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -37,14 +35,6 @@ def with_system_prompt(messages: Sequence[ChatMessage], system_prompt: str) -> l
         return list(messages)
     joined = [TextBlock(text=f"{system_prompt}\n"), *first.blocks]
     return [ChatMessage(role=MessageRole.SYSTEM, blocks=joined), *messages[1:]]
-
-
-def _with_one_system_message(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Join the system messages that stand first."""
-    first = list(takewhile(lambda message: message.role == MessageRole.SYSTEM, messages))
-    blocks = [block for message in first for block in message.blocks]
-    joined = [ChatMessage(role=MessageRole.SYSTEM, blocks=blocks)] if first else []
-    return [*joined, *messages[len(first) :]]
 
 
 def text_of_message(message: ChatMessage) -> str:
@@ -105,13 +95,7 @@ def rendered(
     write = partial(
         tokenizer.apply_chat_template, tools=tools, tokenize=False, add_generation_prompt=True
     )
-    try:
-        return str(write(turns(messages)))
-    except TemplateError:
-        joined = _with_one_system_message(messages)
-        if len(joined) == len(messages):
-            raise
-        return str(write(turns(joined)))
+    return str(written_by_template(write, turns(messages)))
 
 
 def _turns(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 
+from llama_index.llms.llma.answers import Answer, numbers
 from llama_index.llms.llma.capture import Found
-from llama_index.llms.llma.citations import Answer, Citation, cite, note_answers
+from llama_index.llms.llma.citations import Citation, cite, note_answers
+from llama_index.llms.llma.overflow import note_end
 from llma_rag import GenerationResult
 
 CitationStyle = Literal["raw", "blocks", "off"]
@@ -41,7 +43,8 @@ def finish(
     """
     copied = () if style == "off" else result.copied_spans
     citations = cite(result.text, copied, found.nodes, min_characters)
-    note_answers([Answer(result.text, citations, result)])
+    note_end(result.finish_reason)
+    note_answers([Answer(result.text, citations, result, next(numbers))])
     raw = _raw(result, found, citations, model_name)
     return Finished(result.text, citations if style == "blocks" else (), raw)
 

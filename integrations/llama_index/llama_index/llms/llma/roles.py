@@ -20,6 +20,11 @@ class Role(NamedTuple):
     workflow: bool = False
     chat_stream: bool = False
 
+    @property
+    def gives_nodes(self) -> bool:
+        """Whether its result is nodes for the caller, not an answer that used them."""
+        return self.postprocessor or (self.retriever and not self.engine)
+
 
 NOBODY = Role()
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.instrumentation.span import active_span_id
 
+from llama_index.llms.llma.answers import Answer, joined
 from llama_index.llms.llma.captured import Capture
 from llama_index.llms.llma.roles import NOBODY, Role
 
 if TYPE_CHECKING:
-    from llama_index.llms.llma.citations import Answer
     from llama_index.llms.llma.streams import StreamScope
 
 MAX_SPANS = 8192
@@ -20,9 +20,6 @@ MAX_SPANS = 8192
 
 MAX_CAPTURES = 64
 """Most captures of one span; the oldest goes first."""
-
-MAX_ANSWERS = 32
-"""Most answers with citations that one span or stream remembers; the oldest goes first."""
 
 
 class Span:
@@ -97,7 +94,7 @@ class SpanTree(dict[str, Span]):
             arrived = (next(self._clock), capture)
             span.captures = (*span.captures, arrived)[-MAX_CAPTURES:]
 
-    def answered(self, span: Span, answers: Sequence["Answer"]) -> None:
+    def answered(self, span: Span, answers: Sequence[Answer]) -> None:
         """Give a span, or its nearest ancestor that is still open, what the model answered."""
         node: Span | None = span
         while node is not None and self.get(node.id) is not node:
@@ -105,7 +102,7 @@ class SpanTree(dict[str, Span]):
         if node is None:
             return
         with self._lock:
-            node.answers = (*node.answers, *answers)[-MAX_ANSWERS:]
+            node.answers = joined(node.answers, answers)
 
     def hand_up(self, span: Span) -> None:
         """Give the parent what a span that ends has captured and answered, as arriving now."""
@@ -115,7 +112,7 @@ class SpanTree(dict[str, Span]):
         with self._lock:
             arrived = [(next(self._clock), capture) for _, capture in span.captures]
             parent.captures = (*parent.captures, *arrived)[-MAX_CAPTURES:]
-            parent.answers = (*parent.answers, *span.answers)[-MAX_ANSWERS:]
+            parent.answers = joined(parent.answers, span.answers)
 
     def visible(self, span: Span) -> tuple[Capture, ...]:
         """Return what a call inside `span` may copy from, nearest and newest first.

@@ -6,12 +6,10 @@ after every span of the query is closed, and often in another thread or task.
 
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llama_index.llms.llma.answers import Answer
 from llama_index.llms.llma.captured import Capture
-
-if TYPE_CHECKING:
-    from llama_index.llms.llma.citations import Answer
 
 
 class StreamScope:
@@ -21,7 +19,7 @@ class StreamScope:
 
     def __init__(self, captures: tuple[Capture, ...]) -> None:
         self.captures = captures
-        self.answers: list[Answer] = []
+        self.answers: tuple[Answer, ...] = ()
 
 
 active_stream: ContextVar[StreamScope | None] = ContextVar("llma_active_stream", default=None)
