@@ -8,13 +8,14 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
 from numba import cfunc, njit
+from numba.core import caching
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CONFIG: Any = numba.config
+_FunctionCache: Any = caching.FunctionCache
 
 KEPT = 4
 """Versions of the package of which compiled functions are kept."""
@@ -60,16 +62,34 @@ def folder_for(package: Path, base: Path | None = None) -> Path | None:
         if base is None:
             chosen = CONFIG.CACHE_DIR
             base = Path(chosen) / "llma-rag" if chosen else cache_folder("compiled")
+        if base is None:
+            return None
         if not (base / digest).exists():
             (base / digest).mkdir(parents=True, exist_ok=True)
             for other in sorted(base.iterdir(), key=lambda one: -one.stat().st_mtime)[KEPT:]:
                 shutil.rmtree(other, ignore_errors=True)
-    except (OSError, RuntimeError):  # not to be written, or no home
+    except OSError:  # not to be written
         return None
     return base / digest if os.access(base / digest, os.W_OK) else None
 
 
 FOLDER = folder_for(Path(__file__).parent)
+
+
+class _Kept(_FunctionCache):  # type: ignore[misc]  # untyped in numba
+    """What is kept of a function; where it cannot be read or written, the function is compiled."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever unpickling a damaged file raises
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception):  # a full disk, or an index that could not be flushed
+            super().save_overload(sig, data)
 
 
 def compiled(
@@ -85,9 +105,9 @@ def compiled(
         fastmath: LLVM's names of what may be taken less exactly than written.
     """
     with _in_folder():
-        made = njit(
-            cache=FOLDER is not None, error_model="numpy", forceinline=True, fastmath=set(fastmath)
-        )(function)
+        made: Any = njit(error_model="numpy", forceinline=True, fastmath=set(fastmath))(function)
+        if FOLDER is not None:
+            made._cache = _Kept(function)  # as `cache=True` does
     return cast(Callable[P, R], made)
 
 
@@ -108,7 +128,13 @@ def callback(signature: Any) -> Callable[[Callable[P, R]], Any]:
 
     def decorate(function: Callable[P, R]) -> Any:
         with _in_folder():
-            return cfunc(signature, cache=FOLDER is not None, error_model="numpy")(function)
+            if FOLDER is not None:
+                try:
+                    return cfunc(signature, cache=True, error_model="numpy")(function)
+                except Exception:  # what is kept may be damaged: later processes keep it anew
+                    for index in FOLDER.rglob("*.nbi"):
+                        index.unlink(missing_ok=True)
+            return cfunc(signature, error_model="numpy")(function)
 
     return decorate
 

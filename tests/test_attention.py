@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llma_rag.engine import attention
-from llma_rag.engine.attention import MAX_PACKED_ROWS, PACKED, packed_attention
+from llma_rag.engine.attention import MAX_PACKED_ROWS, PACKED, WINDOWED_ROWS, packed_attention
 from llma_rag.engine.fast import can_be_fast, fast_view
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.engine.twin import can_twin, twin
@@ -61,6 +61,36 @@ def test_float16_is_attended_in_float32_where_the_processor_lacks_it(rows, monke
     found = packed_attention(module, *given, None)[0]
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
     assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "window"), [(3, 40, 7), (40, 40, 7), (90, 1300, 80), (1300, 1300, 600)]
+)
+def test_keys_before_the_windows_of_a_pass_are_not_read(
+    rows: int, tokens: int, window: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, tokens, 16) for heads in (4, 2, 2))
+    query = query[:, :, -rows:]
+    places = torch.arange(tokens)
+    distance = places[-rows:, None] - places
+    scores = query @ key.repeat_interleave(2, 1).transpose(-1, -2) / 4
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill((distance < 0) | (distance >= window), float("-inf"))
+    expected = (scores.softmax(-1) @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    key[:, :, : max(0, tokens - rows - window + 1)] = float("nan")
+    sizes: list[int] = []
+    made = attention._causal_bias
+    monkeypatch.setattr(
+        attention, "_causal_bias", lambda *given: sizes.append(given[0] * given[1]) or made(*given)
+    )
+    module = torch.nn.Module()
+    found, _ = packed_attention(
+        module, query, key, value, None, sliding_window=window, softcap=softcap
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert max(sizes) <= WINDOWED_ROWS * (window + WINDOWED_ROWS - 1)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "gpt2"])

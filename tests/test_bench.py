@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -180,23 +181,26 @@ def test_the_suffix_arm_runs_its_drafts_in_our_engine(
     assert rows["suffix"]["tokens_per_forward"] > 1.2
 
 
+@pytest.mark.parametrize("arms", [["plain", "llma"], ["llma"]])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_verify_lets_the_model_choose_and_exits_3_on_a_difference(
-    files: tuple[Path, Path], wrong: bool, monkeypatch: pytest.MonkeyPatch
+    files: tuple[Path, Path], wrong: bool, arms: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of any repeat; compared with plain decoding also where nobody asked to time it."""
     traces, tokenizer = files
     tiny_model("llama-gqa").save_pretrained(tokenizer)
     if wrong:
-        original = command.Bench.run
+        original, runs = command.Bench.run, Counter[str]()
 
         def differ(self: command.Bench, arm: str, one: TraceTokens) -> Timed:
             found = original(self, arm, one)
-            return timed(found.seconds, (9,)) if arm == "llma" else found
+            runs[arm] += 1
+            return timed(found.seconds, (9,)) if arm == "llma" and runs[arm] == 2 else found
 
         monkeypatch.setattr(command.Bench, "run", differ)
     status = bench_command(
         traces=[traces], model=str(tokenizer), tokenizer=tokenizer, device="cpu", dtype="float32",
-        arms=["plain", "llma"], tokens=8, repeats=1, verify=True, console=Console(quiet=True),
+        arms=arms, tokens=8, repeats=2, verify=True, console=Console(quiet=True),
     )  # fmt: skip
     assert status == (3 if wrong else 0)
 
@@ -216,3 +220,9 @@ def test_wrong_options_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bench_command(traces=[files[0]], tokenizer=files[1], **options)
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llma_rag.bench.plots.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"--plot.*llma-rag\[plot\]"):
+        bench_command(traces=[], shape="tiny", plot=Path("p.png"))

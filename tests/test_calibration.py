@@ -115,6 +115,18 @@ def test_another_model_is_measured_again(runner: CountingRunner) -> None:
     assert len(list(cache_folder("calibration").glob("*.json"))) == 2
 
 
+def test_without_a_home_nothing_is_kept(
+    runner: CountingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder("calibration") is None
+    assert calibrate(runner).times
+
+
 def test_threads_and_dtype_are_part_of_the_key(runner: CountingRunner) -> None:
     keys = {calibration._key(runner)}
     runner.model = tiny_model("llama-gqa").__class__(tiny_model("llama-gqa").config)

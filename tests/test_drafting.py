@@ -1,5 +1,6 @@
 """What drafts look like; how good they are is measured by replay."""
 
+import errno
 import json
 import os
 import random
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba import types
 
 from llma_rag import drafting, recycling
 from llma_rag.acceptance import AcceptanceModel
 from llma_rag.budget import LEAST_PROBABILITY
-from llma_rag.compiled import KEPT, compiled, folder_for
+from llma_rag.compiled import KEPT, callback, compiled, folder_for
 from llma_rag.costs import CostCurve
 from llma_rag.drafting import WEAK_CANDIDATES, Draft, ReferenceDrafter
 from llma_rag.places import Place
@@ -328,3 +330,42 @@ def test_functions_are_compiled_where_nothing_can_be_kept(
     assert folder_for(tmp_path / "no_sources", tmp_path) is None
     monkeypatch.setattr("llma_rag.compiled.FOLDER", None)
     assert compiled(lambda number: 2 * number)(21) == 42
+
+
+def _tripled(number: int) -> int:
+    return 3 * number
+
+
+@pytest.mark.parametrize("damaged", ["*.nbi", "*.nbc"])
+def test_functions_are_compiled_where_what_is_kept_is_damaged(
+    damaged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llma_rag.compiled.FOLDER", tmp_path)
+    nothing = types.void(types.int64)
+    assert compiled(_tripled)(14) == 42
+    callback(nothing)(_tripled_nowhere)
+    files = list(tmp_path.rglob(damaged))
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes()[:7])
+    assert compiled(_tripled)(14) == 42
+    again = compiled(_tripled)
+    assert again(14) == 42
+    assert again.stats.cache_hits, "it was kept anew"
+    assert callback(nothing)(_tripled_nowhere).address
+
+
+def _tripled_nowhere(number: int) -> None:
+    _ = 3 * number
+
+
+def test_functions_are_compiled_where_no_room_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("llma_rag.compiled.FOLDER", tmp_path)
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", fail)
+    assert compiled(_tripled)(14) == 42
+    assert callback(types.void(types.int64))(_tripled_nowhere).address

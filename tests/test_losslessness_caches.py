@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llma_rag import Decoder
-from llma_rag.engine.probe import runner_of
+from llma_rag.engine.probe import MOST_VERDICTS, _verdicts, runner_of
 from llma_rag.engine.step import StepRunner
 from llma_rag.engine.verdict import Verdict
 from tests.driving import decode, random_chain
@@ -216,14 +218,87 @@ def test_T33_a_change_at_which_a_request_fails_counts_all_the_same() -> None:
     assert threading.active_count() < threads
 
 
-def test_T33_numbers_of_modules_are_seen_by_the_next_decoder() -> None:
-    model = build("llama", "sdpa", seed=10)
-    is_right(Decoder(model, character_tokenizer()), expected_of(model))
-    before = expected_of(model)
+def _scale_attention(model: Any) -> None:
     for layer in model.model.layers:
         layer.self_attn.scaling *= 5
+
+
+def _exchange_buffer(model: Any) -> None:
+    model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq * 0.3
+
+
+def _shorten_window(model: Any) -> None:
+    model.config.sliding_window = 2
+
+
+def _route_to_one(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.gate.top_k = 1
+
+
+def _drop_an_mlp(model: Any) -> None:
+    model.model.layers[0].mlp = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama", _scale_attention),
+        ("llama", _exchange_buffer),
+        ("llama", _drop_an_mlp),
+        ("mistral_window", _shorten_window),
+        ("mixtral", _route_to_one),
+    ],
+)
+def test_T33_what_a_model_computes_with_may_be_exchanged(family: str, change: Any) -> None:
+    """Seen by the decoder that there is, and by the next one."""
+    model = build(family, "sdpa", seed=10)
+    decoder = Decoder(model, character_tokenizer())
+    before = expected_of(model)
+    is_right(decoder, before)
+    change(model)
     assert expected_of(model) != before
+    is_right(decoder, expected_of(model))
     is_right(Decoder(model, character_tokenizer()), expected_of(model))
+
+
+def test_T33_hooks_on_all_modules_and_patched_classes_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("llama", "sdpa", seed=10)
+    decoder = Decoder(model, character_tokenizer())
+    before = expected_of(model)
+    is_right(decoder, before)
+    hook = register_module_forward_hook(
+        lambda module, _, output: output * -3 if isinstance(module, LlamaMLP) else None
+    )
+    try:
+        hooked = expected_of(model)
+        is_right(decoder, hooked)
+    finally:
+        hook.remove()
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda *given: original(*given) * -3)
+    assert hooked != before
+    is_right(decoder, hooked)
+
+
+def test_T33_a_norm_of_one_weight_is_not_read_beyond_its_end() -> None:
+    """torch repeats it, and kernels must not read what lies behind it."""
+    model = build("llama", "sdpa", seed=10)
+    decoder = Decoder(model, character_tokenizer())
+    is_right(decoder, expected_of(model))
+    model.model.layers[0].input_layernorm.weight = nn.Parameter(torch.full((1,), 0.7))
+    is_right(decoder, expected_of(model))
+
+
+def test_T33_verdicts_of_a_model_are_bounded() -> None:
+    model = build("llama", "sdpa", seed=10)
+    for _ in range(MOST_VERDICTS + 2):
+        hook = model.model.layers[0].register_forward_hook(lambda *_: None)
+        runner_of(model)
+        hook.remove()
+    assert len(_verdicts[model]) == MOST_VERDICTS
 
 
 def test_T33_token_ids_go_to_the_device_of_the_embedding() -> None:

@@ -87,6 +87,7 @@ def test_layers_over_one_input_are_computed_by_one_call(
             ([(up, one), (gate, one)], 1),
             ([(gate, one), (gate, other), (up, one), (up, other)], 4),
             ([(gate, one), (up, one.clone())], 2),
+            ([(gate, one), (gate, one), (up, one)], 2),
         ):
             calls.clear()
             for layer, states in order:
@@ -97,6 +98,10 @@ def test_layers_over_one_input_are_computed_by_one_call(
             for layer in (gate, up):
                 assert torch.equal(found[layer].weight, layer.weight)
                 found[layer]._packed._held = None
+    with torch.no_grad():
+        found[gate](one)
+        one.mul_(2)
+        torch.testing.assert_close(found[up](one), up(one), rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from llma_rag.bench.arms import ARMS, Bench
 from llma_rag.bench.bandwidth import share, traffic
 from llma_rag.bench.peers import HAS_SUFFIX_DECODING
+from llma_rag.bench.plots import check_plot, new_figure, save_png
 from llma_rag.bench.replay import tokenised
 from llma_rag.bench.shapes import random_model
 from llma_rag.bench.timing import ArmRow, interleave, rows_of
@@ -63,7 +64,8 @@ def bench_command(
         prompts: First answers of each file.
         tokens: Most tokens of an answer.
         repeats: Times that each arm decodes each prompt.
-        verify: Let the model choose its tokens, and compare them; needs real weights to mean much.
+        verify: Let the model choose its tokens, and compare them with those of the arm "plain",
+            which is added; needs real weights to mean much.
         json_file: Where a JSON list with one row per arm is written.
         plot: Where a PNG is written.
         console: Where to print.
@@ -72,13 +74,17 @@ def bench_command(
         Exit status: 3 if `verify` found an answer of ours that differs, else 0.
 
     Raises:
+        ModuleNotFoundError: If `plot` is given and matplotlib is not installed.
         OSError: If a file or the model cannot be read.
         ValueError: If an option is out of range.
     """
     if (model is None) == (shape is None):
         raise ValueError("Give either `--model` or `--shape`, one of them.")
+    check_plot(plot)
     device = device or default_device()
     names = list(arms or arms_for(device))
+    if verify and "plain" not in names:
+        names.append("plain")
     unknown = sorted(set(names) - set(ARMS))
     if unknown:
         raise ValueError(f"`--arms` must be among {', '.join(ARMS)}, got {unknown[0]!r}.")
@@ -195,11 +201,9 @@ def _ratio(ratio: dict[str, Any]) -> str:
 
 
 def _plot(rows: Sequence[ArmRow], file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = new_figure(6, 3)
     axes = figure.subplots()
     axes.barh([row.arm for row in rows], [row.ms_per_token for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per token after the first")
-    figure.savefig(file, dpi=120, format="png")
+    save_png(figure, file)

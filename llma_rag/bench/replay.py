@@ -21,6 +21,7 @@ from llma_rag.bench.peers import (
     PublishedLLMA,
     SuffixDecoding,
 )
+from llma_rag.bench.plots import check_plot
 from llma_rag.bench.report import plot_rows, replay_table
 from llma_rag.bench.summary import ReplayRow, summarise
 from llma_rag.bench.traces import (
@@ -237,9 +238,11 @@ def replay_command(
         console: Where to print; standard output by default.
 
     Raises:
+        ModuleNotFoundError: If `plot` is given and matplotlib is not installed.
         OSError: If a file or a tokenizer cannot be read.
         ValueError: If a line is malformed, a number is out of range or a drafter unknown.
     """
+    check_plot(plot)
     console = console or Console()
     budget = max_draft_tokens if nodes is None else nodes
     if budget < 0:

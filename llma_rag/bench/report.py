@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from llma_rag.bench.plots import new_figure, save_png
 from llma_rag.bench.summary import ALL_SETS, ReplayRow
 
 
@@ -49,14 +50,8 @@ def _cells(row: ReplayRow, costs: Sequence[str]) -> list[str]:
 
 
 def plot_rows(rows: Sequence[ReplayRow], file: Path) -> None:
-    """Draw tokens per forward against the node budget, one line per drafter, into a PNG.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    """Draw tokens per forward against the node budget, one line per drafter, into a PNG."""
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     shown = ALL_SETS if any(row.set == ALL_SETS for row in rows) else rows[0].set
     for drafter in dict.fromkeys(row.drafter for row in rows):
@@ -71,4 +66,4 @@ def plot_rows(rows: Sequence[ReplayRow], file: Path) -> None:
     axes.set_ylabel("tokens per forward pass")
     axes.set_title(f"set: {shown}")
     axes.legend()
-    figure.savefig(file, dpi=120, format="png")
+    save_png(figure, file)

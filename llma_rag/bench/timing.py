@@ -116,8 +116,9 @@ def _row(arm: str, found: Mapping[str, Sequence[Sequence[Timed]]]) -> ArmRow:
     reference = REFERENCE.get(arm, arm if arm.startswith("hf-") else "plain")
     same = None
     if reference in found:
-        theirs = [runs[-1].token_ids for runs in found[reference]]
-        same = float(np.mean([a.token_ids == b for a, b in zip(last, theirs, strict=True)]))
+        theirs = [runs[0].token_ids for runs in found[reference]]
+        pairs = zip(mine, theirs, strict=True)
+        same = float(np.mean([all(one.token_ids == right for one in a) for a, right in pairs]))
     seconds, after = per_prompt(mine), per_prompt(mine, _after_first)
     first = per_prompt(mine, _first)
     return ArmRow(

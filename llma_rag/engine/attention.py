@@ -17,6 +17,9 @@ it, so that transformers builds no masks at all."""
 MAX_PACKED_ROWS = 64
 """Widest pass whose query heads are packed; wider ones repeat the keys, which costs less there."""
 
+WINDOWED_ROWS = 512
+"""Rows that attend at once where windows limit what they see: masks stay as small as they are."""
+
 
 def packed_attention(
     module: nn.Module,
@@ -54,21 +57,53 @@ def packed_attention(
             sliding_window=sliding_window, softcap=softcap,
         )  # fmt: skip
         return output.to(query.dtype), nothing
-    batch, heads, rows, width = query.shape
-    kv_heads, tokens = key.shape[1], key.shape[2]
-    group = heads // kv_heads
-    if attention_mask is None and rows == 1 and sliding_window is not None:
-        key, value = key[:, :, -sliding_window:], value[:, :, -sliding_window:]
-        tokens = key.shape[2]
-    plain = attention_mask is None and (sliding_window is None or sliding_window >= tokens)
-    if plain and rows == tokens and rows > 1 and softcap is None:
-        output = _prefill(query, key, value, group, scaling)
-        return output.transpose(1, 2).contiguous(), None
-    bias: torch.Tensor | None = None
     if attention_mask is not None:
         bias = _bias_of(attention_mask, query.dtype)
-    elif rows > 1:
-        bias = _causal_bias(rows, tokens, sliding_window, query.dtype, query.device)
+        return _packed(query, key, value, bias, scaling, softcap), None
+    if sliding_window is None or sliding_window >= key.shape[2]:
+        return _causal(query, key, value, None, scaling, softcap), None
+    outputs, end = [], key.shape[2] - query.shape[2]
+    for part in torch.split(query, WINDOWED_ROWS, dim=2):
+        end += part.shape[2]
+        start = max(0, end - part.shape[2] - sliding_window + 1)
+        keys, values = key[:, :, start:end], value[:, :, start:end]
+        outputs.append(_causal(part, keys, values, sliding_window, scaling, softcap))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attend from the last tokens of the keys, each to what stands before it."""
+    rows, tokens = query.shape[2], key.shape[2]
+    limited = window is not None and window < tokens
+    if rows == tokens and rows > 1 and softcap is None and not limited:
+        output = _prefill(query, key, value, query.shape[1] // key.shape[1], scaling)
+        return output.transpose(1, 2).contiguous()
+    bias: torch.Tensor | None = None
+    if rows > 1:
+        bias = _causal_bias(rows, tokens, window, query.dtype, query.device)
+    return _packed(query, key, value, bias, scaling, softcap)
+
+
+def _packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    batch, heads, rows, width = query.shape
+    group = heads // key.shape[1]
     if rows > MAX_PACKED_ROWS:
         key, value, group = _repeated(key, group), _repeated(value, group), 1
     packed = query.reshape(batch, key.shape[1], group * rows, width)
@@ -76,10 +111,7 @@ def packed_attention(
         bias = _bias_for_group(bias, group)
     output = _attend(packed, key, value, bias, scaling, softcap)
     output = output.reshape(batch, heads, rows, value.shape[-1])
-    return output.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(PACKED, packed_attention)
+    return output.transpose(1, 2).contiguous()
 
 
 def forget_biases() -> None:

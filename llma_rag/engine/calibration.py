@@ -95,7 +95,10 @@ def calibrate(runner: StepRunner, folder: Path | None = None) -> Calibration:
     switch = os.environ.get(SWITCH, "")
     if switch == "off" or not _is_worth_it(runner.model):
         return Calibration({})
-    file = (folder or cache_folder("calibration")) / f"{_key(runner)}.json"
+    folder = folder or cache_folder("calibration")
+    if folder is None:
+        return measure(runner)
+    file = folder / f"{_key(runner)}.json"
     known = None if switch == "refresh" else _read(file)
     if known is None:
         known = measure(runner)
@@ -241,7 +244,7 @@ def _key(runner: StepRunner) -> str:
         ),
         "weights": sorted({type(weight).__name__ for weight in model.parameters()}),
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
-        "machine": [platform.machine(), platform.node(), device.type],
+        "machine": [platform.machine(), device.type],
         "dtype": str(model.dtype),
         "kernel": model.config._attn_implementation,
         "width": None if runner.fixed is None else runner.fixed.width,

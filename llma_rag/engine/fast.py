@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 from llma_rag.engine.attention import PACKED
 from llma_rag.engine.cpu.fused_layer import fuse_layers
 from llma_rag.engine.cpu.shared_linear import shared_linear
-from llma_rag.engine.twin import can_twin, modules_of, numbers_of, twin
+from llma_rag.engine.twin import can_twin, has_global_hooks, state_of, twin
 
 _View = tuple[tuple[object, ...], PreTrainedModel]
-"""Device, dtype and modules that a model had, and the twin that was made of them."""
+"""Device, dtype and state that a model had, and the twin that was made of it."""
 
 _views: "weakref.WeakKeyDictionary[PreTrainedModel, _View]" = weakref.WeakKeyDictionary()
 
@@ -21,23 +21,25 @@ def can_be_fast(model: PreTrainedModel) -> bool:
 
     It must be a class of transformers' own, whose instances hold no state that callers set later,
     and go through the attention interface, where nobody chose an implementation other than the
-    default. The probe then finds out whether the outcome is right, and what layers see.
+    default, nor hooked into all modules. The probe then finds out whether the outcome is right, and
+    what layers see.
     """
     return (
         type(model).__module__.startswith("transformers.")
         and getattr(model.config, "_attn_implementation", None) == "sdpa"
         and bool(getattr(model, "_supports_attention_backend", False))
         and can_twin(model)
+        and not has_global_hooks()
     )
 
 
 def fast_view(model: PreTrainedModel) -> PreTrainedModel:
     """Return the twin of `model` that attends with `packed_attention`.
 
-    Made once per model, and again where modules or their numbers were exchanged or the model was
-    moved or cast.
+    Made once per model, and again where what it took over was exchanged or the model was moved or
+    cast.
     """
-    picture = (model.device, model.dtype, *modules_of(model), *numbers_of(model))
+    picture = (model.device, model.dtype, *state_of(model))
     known = _views.get(model)
     if known is None or known[0] != picture:
         view = twin(model, attention=PACKED, exchange=shared_linear)

@@ -27,12 +27,10 @@ def attention_for_tree(
     """
     config = model.config.get_text_config(decoder=True)
     visible = _visible(kept, committed, parents)
-    positions = torch.tensor(
-        [*range(kept + committed), *(kept + committed + d for d in depths(parents))]
-    )
-    distance = positions[kept:, None] - positions[None, :]
+    positions = torch.arange(visible.shape[1])
+    positions[kept + committed :] = kept + committed + torch.tensor(depths(parents))
     masks = {
-        kind: _as_model_wants(model, _windowed(visible, distance, config, kind).to(device))
+        kind: _as_model_wants(model, _windowed(visible, positions, config, kind).to(device))
         for kind in (getattr(config, "layer_types", None) or only_kind(config))
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -67,11 +65,12 @@ def _visible(kept: int, committed: int, parents: Sequence[int]) -> torch.Tensor:
 
 
 def _windowed(
-    visible: torch.Tensor, distance: torch.Tensor, config: object, kind: str
+    visible: torch.Tensor, positions: torch.Tensor, config: object, kind: str
 ) -> torch.Tensor:
     window: int | None = getattr(config, "sliding_window", None)
     if kind != "sliding_attention" or window is None:
         return visible
+    distance = positions[-len(visible) :, None] - positions
     return visible & (distance < window)
 
 

@@ -4,7 +4,7 @@ import random
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from llma_rag.engine.memory import NoStateError
 from llma_rag.engine.outcome import usable
 from llma_rag.engine.rope import UNBOUNDED
 from llma_rag.engine.step import Pass, Row, StepRunner, check_model
-from llma_rag.engine.twin import can_twin, interventions_of, modules_of
+from llma_rag.engine.twin import can_twin, interventions_of, state_of
 from llma_rag.engine.verdict import MemoryKind, Verdict
 from llma_rag.engine.windows import tells_windows, windows_of, with_short_windows
 
@@ -41,6 +41,9 @@ and more where they are wrong.
 TF32_EPS = 2.0**-10
 """Spacing of the numbers that matrix products are rounded to where TF32 is allowed."""
 
+MOST_VERDICTS = 8
+"""States of one model whose verdicts are kept, the latest: callers may hook in for each request."""
+
 _verdicts: "weakref.WeakKeyDictionary[PreTrainedModel, dict[object, Verdict]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -58,6 +61,8 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
     key = picture(model)
     known = _verdicts.setdefault(model, {})
     if key not in known:
+        while len(known) >= MOST_VERDICTS:
+            del known[next(iter(known))]
         known[key] = probe(model)
         if known[key].wide_passes == "off":
             warnings.warn(
@@ -72,8 +77,8 @@ def runner_of(model: PreTrainedModel) -> StepRunner:
 def picture(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a verdict and a runner depend on; it is another one once the model was changed.
 
-    Values of weights do not count, modules, their devices, hooks and the size of the vocabulary do,
-    and on CUDA where weights lie, as graphs know nothing of others.
+    Values of weights do not count, modules, their settings, devices and hooks do, and on CUDA where
+    weights lie, as graphs know nothing of others.
     """
     kernel = getattr(model.config, "_attn_implementation", None)
     weight = model.get_input_embeddings().weight
@@ -81,7 +86,7 @@ def picture(model: PreTrainedModel) -> tuple[object, ...]:
     if model.device.type == "cuda":
         known = tuple(one.data_ptr() for one in model.parameters())
     kind = (model.dtype, model.device, kernel, weight.shape, can_be_fast(model), *known)
-    return (*kind, *interventions_of(model), *modules_of(model))
+    return (*kind, *interventions_of(model), *state_of(model))
 
 
 @torch.inference_mode()
@@ -102,8 +107,9 @@ def probe(model: PreTrainedModel) -> Verdict:
     except Exception as error:
         return _plainly(f"The probe failed ({_in_a_line(error)}).", "none")
     reason = ""
-    for view, memory in _candidates(model):
+    for candidate, memory in _candidates(model):
         try:
+            view = candidate(model)
             return replace(_verdict(view, memory, steps), fast=view is not model)
         except _WrongError as error:
             reason = str(error)
@@ -153,12 +159,19 @@ class _Steps:
         return difference
 
 
-def _candidates(model: PreTrainedModel) -> Iterator[tuple[PreTrainedModel, MemoryKind]]:
+def _candidates(
+    model: PreTrainedModel,
+) -> Iterator[tuple[Callable[[PreTrainedModel], PreTrainedModel], MemoryKind]]:
+    """Yield what makes a view of the model, and the memory that goes with it, best first."""
     if supports_slab(model.config):
         if can_be_fast(model) and tells_windows(model):
-            yield fast_view(model), "slab"
-        yield model, "slab"
-    yield model, "own"
+            yield fast_view, "slab"
+        yield _itself, "slab"
+    yield _itself, "own"
+
+
+def _itself(model: PreTrainedModel) -> PreTrainedModel:
+    return model
 
 
 def _plainly(reason: str, memory: MemoryKind) -> Verdict:

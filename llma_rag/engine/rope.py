@@ -81,6 +81,11 @@ def _kinds(embedding: nn.Module) -> list[str]:
     return list(kinds.values()) if isinstance(kinds, dict) else [str(kinds)]
 
 
+def is_length_dependent(module: nn.Module) -> bool:
+    """Return whether a module rotates by the length of the sequence, and remembers it."""
+    return "rope_type" in vars(module) and any(map(_is_dependent, _kinds(module)))
+
+
 def _is_dependent(kind: str) -> bool:
     return any(name in kind for name in _DEPENDENT)
 

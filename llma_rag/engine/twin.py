@@ -2,11 +2,15 @@
 
 import copy
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.modules.module as torch_hooks
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from llma_rag.engine.rope import is_length_dependent
 
 Exchange = Callable[[nn.Module], nn.Module | None]
 """Returns what stands for a module in the twin; None for the module's own twin."""
@@ -16,6 +20,12 @@ _OWN_WAYS = frozenset({"forward", "_hf_hook", "_compiled_call_impl"})
 
 CAPTURING = "transformers.utils.output_capturing"
 """Where transformers' own hooks come from."""
+
+_SETTINGS = frozenset({bool, float, int, str, tuple})
+"""Types of attributes by which a module says how it computes, beside tensors."""
+
+_COMMON = _SETTINGS | {dict, set, OrderedDict, type(None)}
+"""Types of nearly all attributes; what dictionaries hold is looked at elsewhere."""
 
 _LIBRARIES = frozenset({"torch", "transformers", "llma_rag", "bitsandbytes"})
 """Whose modules hold nothing that changes from call to call but parameters and hooks."""
@@ -54,21 +64,27 @@ def can_twin(model: nn.Module) -> bool:
     )
 
 
-def modules_of(model: nn.Module) -> tuple[object, ...]:
-    """Return weak references to all modules and the names of their buffers.
+def state_of(model: nn.Module) -> tuple[object, ...]:
+    """Return what a twin takes over when it is made: modules, buffers, settings, configurations.
 
-    Equal to an earlier outcome if no module was exchanged and no buffer added: a twin has the
-    buffers that there were.
+    Equal to an earlier outcome if none of them was exchanged. What tensors hold does not count, as
+    a twin shares them, nor what modules remember of the last pass: tensors that are no buffers, and
+    embeddings that depend on the length.
     """
-    modules = _walk(model)
-    return (*map(weakref.ref, modules), *(name for one in modules for name in one._buffers))
-
-
-def numbers_of(model: nn.Module) -> tuple[float, ...]:
-    """Return the numbers that modules compute with beside their weights, scales for example."""
-    return tuple(
-        value for one in _walk(model) for value in vars(one).values() if isinstance(value, float)
-    )
+    found: list[object] = []
+    configs: dict[int, PretrainedConfig] = {}
+    for module in _walk(model):
+        found += weakref.ref(module), type(module).forward
+        found += module._buffers
+        if is_length_dependent(module):
+            continue
+        found += map(id, module._buffers.values())
+        values = vars(module).values()
+        found += [value for value in values if type(value) in _SETTINGS]
+        for value in [one for one in values if type(one) not in _COMMON]:
+            if isinstance(value, PretrainedConfig) and id(value) not in configs:
+                configs.update(_with_parts(value))
+    return (*found, *map(_values, configs.values()))
 
 
 def interventions_of(model: nn.Module) -> tuple[object, ...]:
@@ -97,7 +113,13 @@ def is_foreign(hook: object) -> bool:
 
 def is_hooked(model: nn.Module) -> bool:
     """Return whether somebody hooked into a module's forward, who wants to be told of each pass."""
-    return any(one._forward_hooks or one._forward_pre_hooks for one in _walk(model))
+    some = any(one._forward_hooks or one._forward_pre_hooks for one in _walk(model))
+    return some or has_global_hooks()
+
+
+def has_global_hooks() -> bool:
+    """Return whether somebody wants to be told of the passes of all modules there are."""
+    return bool(torch_hooks._global_forward_hooks or torch_hooks._global_forward_pre_hooks)
 
 
 def _walk(model: nn.Module) -> list[nn.Module]:
@@ -149,8 +171,15 @@ def configs_of(model: PreTrainedModel) -> list[PretrainedConfig]:
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, PretrainedConfig):
-                found[id(value)] = value
-                for part in vars(value).values():
-                    if isinstance(part, PretrainedConfig):
-                        found[id(part)] = part
+                found.update(_with_parts(value))
     return list(found.values())
+
+
+def _with_parts(config: PretrainedConfig) -> dict[int, PretrainedConfig]:
+    parts = [one for one in vars(config).values() if isinstance(one, PretrainedConfig)]
+    return {id(one): one for one in (config, *parts)}
+
+
+def _values(config: PretrainedConfig) -> str:
+    values = vars(config).items()
+    return repr([one for one in values if not isinstance(one[1], PretrainedConfig)])

@@ -73,9 +73,7 @@ class FusedLayer(nn.Module):
                 slab.dtype is dtype for slab in cache.slabs(self.stands_for.self_attn.layer_idx, 0)
             )
             and all(angles.dtype is dtype for angles in given["position_embeddings"])
-            and all(
-                norm.weight.dtype is dtype and norm.weight.is_contiguous() for norm in self._norms
-            )
+            and all(_suits(norm.weight, states) for norm in self._norms)
             and not any(map(_is_watched, self._watched))
         )
 
@@ -215,6 +213,16 @@ def can_fuse_layer(layer: Any, rotary: Any) -> bool:
         return False
     norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return all(type(norm.weight) is nn.Parameter for norm in norms)
+
+
+def _suits(weight: torch.Tensor, states: torch.Tensor) -> bool:
+    """Return whether a norm's weight, which callers may exchange, can be read number by number."""
+    return (
+        weight.dtype is states.dtype
+        and weight.shape == states.shape[-1:]
+        and weight.device == states.device
+        and weight.is_contiguous()
+    )
 
 
 def _is_watched(module: nn.Module) -> bool:

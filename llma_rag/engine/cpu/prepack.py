@@ -60,26 +60,28 @@ def product_of(
 class _Packed:
     """Layers over the same input, computed by one call.
 
-    The outcome is held until every layer has taken its part, each time for one input object. Other
-    inputs are computed anew, so that no order of calls gives a wrong outcome.
+    The outcome is held until every layer has taken its part, once, of one input object. Other and
+    written inputs are computed anew; only of those made in inference mode torch does not tell
+    whether they were written in between.
     """
 
     def __init__(self, product: Product, layers: int) -> None:
         self.product = product
-        self._layers = self._left = layers
-        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._layers = layers
+        self._held: tuple[torch.Tensor, int, torch.Tensor] | None = None
+        self._taken: set[int] = set()
 
     def part(self, states: torch.Tensor, start: int, end: int) -> torch.Tensor:
         """Return [..., end - start] of [..., in_features]: what the layer at `start` computes."""
-        held = self._held
-        if held is None or held[0] is not states:
+        held, version = self._held, 0 if states.is_inference() else states._version
+        if held is None or held[0] is not states or held[1] != version or start in self._taken:
             output = self.product(states.reshape(-1, states.shape[-1]))
-            held = (states, output.view(*states.shape[:-1], output.shape[-1]))
-            self._held, self._left = held, self._layers
-        self._left -= 1
-        if self._left <= 0:
+            held = (states, version, output.view(*states.shape[:-1], output.shape[-1]))
+            self._held, self._taken = held, set()
+        self._taken.add(start)
+        if len(self._taken) == self._layers:
             self._held = None
-        return held[1] if self._layers == 1 else held[1][..., start:end]
+        return held[2] if self._layers == 1 else held[2][..., start:end]
 
 
 class PrepackedLinear(nn.Module):
