@@ -4,8 +4,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,7 +174,7 @@ class StepRunner:
         Nothing is kept yet: call `keep` with the accepted nodes. A pass that fails leaves the row
         as it was.
         """
-        with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
+        with self._alone():
             started = time.perf_counter()
             try:
                 outcome = self._run(step)
@@ -184,6 +184,12 @@ class StepRunner:
                 outcome = self._run(step)
             outcome.started = started
             return outcome
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let nobody else run the model meanwhile, and leave the caller's autocast."""
+        with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
+            yield
 
     def _run(self, step: Pass) -> Outcome:
         row = step.row
@@ -212,7 +218,7 @@ class StepRunner:
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         """Run the model as transformers' own guidance does, between passes."""
-        with _locks.setdefault(self.model, threading.Lock()), _no_autocast(self._device.type):
+        with self._alone():
             return self.model(*arguments, **options)
 
     @torch.inference_mode()
