@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+
+_OUR_NAMES = re.compile(r"[0-9a-f]{64}\.(json|partial)")
+"""Names of files that a store writes; it touches no others."""
+
+_TEXTS = ("tokenizer", "namespace", "key", "question")
+"""Fields of an entry that are texts."""
+
+_MAX_TOKEN = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +71,14 @@ class AnswerStore:
     """Earlier answers, split by namespace, in memory or in a directory.
 
     No answer is ever recalled under another namespace or for another tokenizer than it was stored
-    with. On disk every answer is one JSON file, written aside and renamed, with a checksum:
-    a file that a crash or someone else left unreadable is ignored and removed. Files hold token
-    ids in the clear; protect the directory as you protect the answers. Threads and decoders may
-    share a store; one process writes to a directory at a time.
+    with. On disk every answer is one JSON file, written aside and renamed, with a checksum: one
+    that a crash or someone else damaged is removed. Other files in the directory, those of another
+    format and those that cannot be read now are left as they are. Files hold token ids in the
+    clear; protect the directory as you protect the answers. Threads and decoders may share a
+    store; one process writes to a directory at a time.
 
     Attributes:
-        dropped: Unreadable files found when the store was opened.
+        dropped: Damaged files that were found when the store was opened.
     """
 
     def __init__(
@@ -177,6 +187,11 @@ class AnswerStore:
         self._answers[key] = stored
         self._size += len(stored.tokens)
 
+    def _put_once(self, entry: dict[str, Any]) -> None:
+        key = (entry["namespace"], entry["key"])
+        if key not in self._answers:
+            self._put(key, StoredAnswer(entry["question"], tuple(entry["tokens"])))
+
     def _shrink(self) -> None:
         while self._size > self._max_tokens:
             self._drop(next(iter(self._answers)))
@@ -211,17 +226,20 @@ class AnswerStore:
         os.replace(aside, file)
 
     def _read(self, directory: Path) -> None:
-        for aside in directory.glob("*.partial"):
-            aside.unlink(missing_ok=True)
-        files = sorted(directory.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-        for file in files:
-            entry = _parse(file)
-            if entry is None:
+        for file in _own_files(directory):
+            if file.suffix == ".partial":
+                _remove(file)
+                continue
+            try:
+                entry = _parse(file.read_bytes())
+            except OSError:
+                continue
+            except (ValueError, RecursionError):
                 self.dropped += 1
-                file.unlink(missing_ok=True)
-            elif entry["tokenizer"] == self._fingerprint:
-                stored = StoredAnswer(entry["question"], tuple(entry["tokens"]))
-                self._put((entry["namespace"], entry["key"]), stored)
+                _remove(file)
+                continue
+            if entry is not None and entry["tokenizer"] == self._fingerprint:
+                self._put_once(entry)
         self._shrink()
 
 
@@ -237,13 +255,41 @@ def _checksum(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
-def _parse(file: Path) -> dict[str, Any] | None:
-    """Return the entry of a file; None where it is not one that `_write` completed."""
-    try:
-        entry = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _own_files(directory: Path) -> list[Path]:
+    """Return the files that a store wrote, those used longest ago first."""
+    found: list[tuple[int, Path]] = []
+    for file in directory.iterdir():
+        with suppress(OSError):  # gone meanwhile
+            if _OUR_NAMES.fullmatch(file.name) and file.is_file():
+                found.append((file.stat().st_mtime_ns, file))
+    return [file for _, file in sorted(found)]
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    """Return the entry of a file; None where it is of another format.
+
+    Raises:
+        ValueError: If it is not what `_write` completed.
+    """
+    entry = json.loads(content)
     if not isinstance(entry, dict) or entry.get("format") != FORMAT:
         return None
     checksum = entry.pop("checksum", None)
-    return entry if checksum == _checksum(entry) else None
+    if checksum != _checksum(entry) or not _is_complete(entry):
+        raise ValueError("damaged")
+    return entry
+
+
+def _is_complete(entry: dict[str, Any]) -> bool:
+    """Whether an entry has all its fields, each of its kind."""
+    tokens = entry.get("tokens")
+    return (
+        all(isinstance(entry.get(name), str) for name in _TEXTS)
+        and isinstance(tokens, list)
+        and all(type(token) is int and 0 <= token <= _MAX_TOKEN for token in tokens)
+    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llma_rag.answers import AnswerStore, Recalled
+from llma_rag.answers import AnswerStore, Recalled, _checksum
 
 
 class Vocabulary(dict):
@@ -77,7 +77,7 @@ def test_a_directory_is_opened_again(tmp_path):
     assert len(AnswerStore(LLAMA, directory=tmp_path, max_tokens=2)) == 1
 
 
-@pytest.mark.parametrize("spoil", ["cut", "edit", "pickle", "foreign"])
+@pytest.mark.parametrize("spoil", ["cut", "edit", "pickle", "deep"])
 def test_a_damaged_file_is_no_answer(tmp_path, spoil):
     AnswerStore(LLAMA, directory=tmp_path).add("a", [1], [2, 3])
     [file] = tmp_path.glob("*.json")
@@ -86,13 +86,76 @@ def test_a_damaged_file_is_no_answer(tmp_path, spoil):
         "cut": text[: len(text) // 2].encode(),
         "edit": text.replace("[2, 3]", "[2, 4]").encode(),
         "pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
-        "foreign": json.dumps([1, 2]).encode(),
+        "deep": b"[" * 100_000,
     }
     file.write_bytes(spoilt[spoil])
     store = AnswerStore(LLAMA, directory=tmp_path)
     assert (len(store), store.dropped) == (0, 1)
     store.add("a", [1], [2, 3])
     assert len(AnswerStore(LLAMA, directory=tmp_path)) == 1
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    """As those of a model's folder, of a newer version, and of other programs."""
+    digest = "0" * 64
+    for name, text in {
+        "config.json": '{"a": 1}',
+        "notes.partial": "x",
+        f"{digest}.json": json.dumps({"format": 2, "tokens": [1]}),
+        f"{digest[1:]}1.json": "[1, 2]",
+        f"{digest}.json.bak": "{",
+        f"{digest.replace('0', 'A')}.json": "{",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / f"{'f' * 64}.json").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    before = sorted(tmp_path.iterdir())
+    store = AnswerStore(LLAMA, directory=tmp_path)
+    assert (len(store), store.dropped) == (0, 0)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
+    AnswerStore(LLAMA, directory=tmp_path).add("a", [1], [2, 3])
+
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as context:
+        context.setattr("llma_rag.answers.Path.read_bytes", refuse)
+        assert len(AnswerStore(LLAMA, directory=tmp_path)) == 0
+    assert len(AnswerStore(LLAMA, directory=tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": ["a"]}, {"tokens": [1.5]}, {"tokens": [None]}, {"tokens": [True]},
+        {"tokens": [-1]}, {"tokens": [2**40]}, {"tokens": 7}, {"namespace": 3}, {"question": None},
+        "key", "tokens", "tokenizer",
+    ],
+)  # fmt: skip
+def test_fields_that_are_missing_or_of_another_kind_make_no_answer(tmp_path, change):
+    AnswerStore(LLAMA, directory=tmp_path).add("a", [1], [2, 3])
+    [file] = tmp_path.glob("*.json")
+    entry = json.loads(file.read_text())
+    del entry["checksum"]
+    if isinstance(change, str):
+        del entry[change]
+    else:
+        entry |= change
+    file.write_text(json.dumps(entry | {"checksum": _checksum(entry)}))
+    store = AnswerStore(LLAMA, directory=tmp_path)
+    assert (len(store), store.dropped) == (0, 1)
+    assert not file.exists()
+
+
+def test_a_copied_file_counts_once(tmp_path):
+    AnswerStore(LLAMA, directory=tmp_path).add("a", [1], [2, 3])
+    [file] = tmp_path.glob("*.json")
+    (tmp_path / f"{'0' * 64}.json").write_bytes(file.read_bytes())
+    store = AnswerStore(LLAMA, directory=tmp_path, max_tokens=3)
+    assert store.recall("a", [1]).repeats == ((2, 3),)
 
 
 def test_a_crash_before_the_rename_leaves_the_store_whole(tmp_path, monkeypatch):
