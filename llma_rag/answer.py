@@ -1,6 +1,6 @@
 """Grow the answer of one request: its tokens, its text, its copied spans, and when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.places import Place
@@ -22,14 +22,25 @@ class Answer:
         stop: StopStrings,
         *,
         end_tokens: frozenset[int],
+        special: Mapping[int, str],
         max_new_tokens: int,
     ) -> None:
+        """Begin an answer.
+
+        Args:
+            detokenizer: Turns its tokens into text.
+            stop: What ends it.
+            end_tokens: Tokens that end it, which have no text.
+            special: How special tokens are spelled, which have no text either.
+            max_new_tokens: Most tokens of it.
+        """
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._provenance: Provenance | None = None
         self._detokenizer = detokenizer
         self._stop = stop
         self._end_tokens = end_tokens
+        self._special = special
         self._max_new_tokens = max_new_tokens
         self._cut: int | None = None
         self._shown = 0
@@ -83,8 +94,8 @@ class Answer:
     def next_chunk(self) -> GenerationChunk | None:
         """Return what was committed since the last chunk and may be shown; None if nothing."""
         safe = len(self.text)
-        if self.finish_reason is None:
-            safe = self._stop.safe_length(self.text)
+        if self.finish_reason is None and self._stop.strings:
+            safe = self._stop.safe_length()
         text = self.text[self._shown : safe]
         tokens = tuple(self.token_ids[self._delivered :])
         if not text and not tokens:
@@ -113,12 +124,13 @@ class Answer:
                 self._detokenizer.skip()
             else:
                 self._take_text(self._detokenizer.add(token))
+            if token in self._special:
+                self._take_text(self._special[token], hidden=True)
         self._untold.clear()
 
-    def _take_text(self, new: str) -> None:
+    def _take_text(self, new: str, *, hidden: bool = False) -> None:
         if not new or not self._stop.strings or self._cut is not None:
             return
-        found = self._stop.find(self._detokenizer.text, len(new))
-        if found is not None:
-            self._cut = found
+        self._cut = self._stop.add(new, hidden=hidden)
+        if self._cut is not None:
             self.finish_reason = "stop"

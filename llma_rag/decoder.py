@@ -33,6 +33,7 @@ from llma_rag.result import (
     GenerationResult,
     Prompt,
     RequestOptions,
+    copied_options,
 )
 from llma_rag.worker import Sink, Worker
 
@@ -116,7 +117,7 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = most_positions(model.config)
-        self._defaults = cast("GenerationOptions", check_names(defaults or {}))
+        self._defaults = cast("GenerationOptions", check_names(copied_options(defaults or {})))
         for name, value, least in (
             ("max_draft_tokens", max_draft_tokens, 0),
             ("max_draft_depth", max_draft_depth, 1),
@@ -257,7 +258,12 @@ class Decoder:
     async def agenerate(
         self, prompt: Prompt, **options: Unpack[RequestOptions]
     ) -> GenerationResult:
-        """Await an answer without blocking the event loop; cancelling the task stops the model."""
+        """Await an answer without blocking the event loop; cancelling the task stops the model.
+
+        Raises:
+            RuntimeError: If the decoder's own thread asks, which would wait for itself.
+        """
+        self._refuse_own_thread()
         return await asyncio.wrap_future(self.submit(prompt, **options))
 
     def stream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> GenerationStream:
@@ -272,7 +278,12 @@ class Decoder:
         return stream
 
     def astream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncGenerationStream:
-        """Return an asynchronous iterator over the answer; call it inside a running loop."""
+        """Return an asynchronous iterator over the answer; call it inside a running loop.
+
+        Raises:
+            RuntimeError: If the decoder's own thread asks, or no loop is running.
+        """
+        self._refuse_own_thread()
         stream = AsyncGenerationStream()
         self._start(stream.sink, prompt, options)
         return stream

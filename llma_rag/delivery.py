@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
@@ -13,11 +14,25 @@ Event = GenerationChunk | GenerationResult | BaseException | None
 """What reaches a stream; None says that it was closed."""
 
 
+class _Answer(Future[GenerationResult]):
+    """A future whose cancelling wakes up those who wait for it together with others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = threading.Lock()
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled and self._first.acquire(blocking=False):
+            self.set_running_or_notify_cancel()
+        return cancelled
+
+
 class FutureSink:
     """Fills a future; cancelling the future stops the model within one forward pass."""
 
     def __init__(self) -> None:
-        self.future: Future[GenerationResult] = Future()
+        self.future: Future[GenerationResult] = _Answer()
 
     @property
     def cancelled(self) -> bool:
@@ -42,6 +57,9 @@ class FutureSink:
             return
 
 
+TWO_READERS = "A stream has one reader at a time, and somebody else waits for its next chunk."
+
+
 class _EventSink:
     """Passes events on to a function and remembers whether the consumer went away."""
 
@@ -57,6 +75,10 @@ class _EventSink:
 
     def fail(self, error: BaseException) -> None:
         self._post(error)
+
+    def wake(self) -> None:
+        """Wake up who waits for the next event of a stream that was closed."""
+        self._post(None)
 
     def _post(self, event: Event) -> None:
         try:
@@ -122,15 +144,19 @@ class GenerationStream(_Stream):
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._reading = threading.Lock()
         super().__init__(self._events.put)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> GenerationChunk:
-        if self._ended:
-            raise StopIteration
-        chunk = self._accept(self._events.get())
+        if not self._reading.acquire(blocking=False):
+            raise RuntimeError(TWO_READERS)
+        try:
+            chunk = None if self._ended else self._accept(self._events.get())
+        finally:
+            self._reading.release()
         if chunk is None:
             raise StopIteration
         return chunk
@@ -138,7 +164,7 @@ class GenerationStream(_Stream):
     def close(self) -> None:
         """Stop decoding; may be called at any time, also twice."""
         self._cancel()
-        self._events.put(None)
+        self.sink.wake()
 
     def __enter__(self) -> Self:
         return self
@@ -157,20 +183,26 @@ class AsyncGenerationStream(_Stream):
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        super().__init__(_into(asyncio.get_running_loop(), self._events))
+        self._loop = asyncio.get_running_loop()
+        self._is_read = False
+        super().__init__(_into(self._loop, self._events))
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> GenerationChunk:
-        if self._ended:
-            raise StopAsyncIteration
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("Read a stream in the event loop in which `astream` was called.")
+        if self._is_read:
+            raise RuntimeError(TWO_READERS)
+        self._is_read = True
         try:
-            event = await self._events.get()
+            chunk = None if self._ended else self._accept(await self._events.get())
         except asyncio.CancelledError:
             self._cancel()
             raise
-        chunk = self._accept(event)
+        finally:
+            self._is_read = False
         if chunk is None:
             raise StopAsyncIteration
         return chunk
@@ -178,7 +210,7 @@ class AsyncGenerationStream(_Stream):
     async def aclose(self) -> None:
         """Stop decoding; may be called at any time, also twice."""
         self._cancel()
-        self._events.put_nowait(None)
+        self.sink.wake()
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,9 +14,10 @@ MAX_HELD_TOKENS = 64
 class Detokenizer:
     """Decodes an answer token by token in constant time per token.
 
-    The join of all pieces is what decoding the whole answer gives; only in long runs of bytes that
-    are no characters the replacement characters may be others. A piece is held back while its
-    bytes may be the beginning of a character.
+    The join of all pieces is what decoding the whole answer gives, except around bytes that are no
+    characters: there the replacement characters may be others, in long runs, and where a tokenizer
+    falls back to bytes (SentencePiece) also instead of ASCII bytes beside them. A piece is held
+    back while its bytes may be the beginning of a character.
 
     Attributes:
         text: The text so far.
@@ -73,26 +74,48 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Finds stop strings in a growing text and tells how much of it is safe to show."""
+    """Finds stop strings in a growing text, and in what its special tokens would spell.
+
+    Places are those of the text, in which special tokens have no characters.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self.strings = tuple(strings)
         self._longest = max(map(len, self.strings), default=0)
+        self._spelled = ""
+        self._hidden: list[tuple[int, int]] = []
 
-    def find(self, text: str, new: int) -> int | None:
-        """Return where the earliest stop string begins that ends in the last `new` characters."""
-        start = max(0, len(text) - new - self._longest + 1)
-        found = [place for stop in self.strings if (place := text.find(stop, start)) >= 0]
-        return min(found, default=None)
+    def add(self, new: str, *, hidden: bool = False) -> int | None:
+        """Append characters; return where the earliest stop string begins that ends in them.
 
-    def safe_length(self, text: str) -> int:
+        Args:
+            new: What tokens spell.
+            hidden: Whether they are special tokens.
+        """
+        start = max(0, len(self._spelled) - self._longest + 1)
+        if hidden:
+            self._hidden.append((len(self._spelled), len(new)))
+        self._spelled += new
+        found = (self._spelled.find(stop, start) for stop in self.strings)
+        first = min((place for place in found if place >= 0), default=None)
+        return None if first is None else self._in_text(first)
+
+    def safe_length(self) -> int:
         """Return how many characters cannot belong to a stop string that is still incomplete.
 
-        >>> StopStrings(["END"]).safe_length("the EN")
-        4
+        >>> stop = StopStrings(["END"])
+        >>> stop.add("the EN"), stop.safe_length()
+        (None, 4)
         """
-        for size in range(min(self._longest - 1, len(text)), 0, -1):
-            tail = text[-size:]
+        length = len(self._spelled)
+        for size in range(min(self._longest - 1, length), 0, -1):
+            tail = self._spelled[-size:]
             if any(stop.startswith(tail) for stop in self.strings):
-                return len(text) - size
-        return len(text)
+                return self._in_text(length - size)
+        return self._in_text(length)
+
+    def _in_text(self, place: int) -> int:
+        """Return the place in the text of a place in what is spelled."""
+        return place - sum(
+            min(length, place - start) for start, length in self._hidden if start < place
+        )

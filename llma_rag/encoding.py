@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,13 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, vocab_size: int) -> list[int]:
     """
     if isinstance(prompt, str):
         ids = list(tokenizer(_encodable(prompt), verbose=False)["input_ids"])
-    else:
+    elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray | Mapping):
         ids = [_token_id(one) for one in prompt]
+    else:
+        raise TypeError(
+            f"`prompt` must be text or a flat sequence of token ids, got a "
+            f"`{type(prompt).__name__}`; decode bytes, and pass the `input_ids` of an encoding."
+        )
     if not ids:
         raise ValueError("`prompt` must hold at least one token, got none; pass some text.")
     wrong = next((one for one in ids if not 0 <= one < vocab_size), None)
@@ -58,6 +63,15 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     unnamed = (token for token, one in added.items() if one.special)
     return frozenset(map(int, (*tokenizer.all_special_ids, *unnamed)))
+
+
+def spelled(tokenizer: Any, special: Iterable[int]) -> dict[int, str]:
+    """Return how special tokens are spelled, of those that decoding leaves out."""
+    return {
+        token: str(tokenizer.convert_ids_to_tokens(token))
+        for token in special
+        if not tokenizer.decode([token], skip_special_tokens=True)
+    }
 
 
 def encode_references(

@@ -16,9 +16,12 @@ from llma_rag.verification import ROOT
 FIXED_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is written: as `json.dumps` does. A schema's own `x-guidance` entry overrides it."""
 
+MAX_TABLES = 4
+"""Tables of a tokenizer that are kept, one for each choice of end tokens; some megabytes each."""
+
 
 class GrammarCompiler:
-    """Compiles what requests ask for; the tables of a tokenizer are made once, which takes long."""
+    """Compiles what requests ask for; tables of a tokenizer are kept, for they take long."""
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
@@ -46,12 +49,13 @@ class GrammarCompiler:
             ValueError: If the schema, expression or grammar is not valid.
         """
         library = _library(structure.kind)
-        if end_tokens not in self._tables:
-            self._tables[end_tokens] = self._table(library, structure.kind, end_tokens)
-        table = self._tables[end_tokens]
-        matcher = library.LLMatcher(
-            table, _SOURCES[structure.kind](library, structure), log_level=0
-        )
+        table = self._tables.pop(end_tokens, None)
+        if table is None:
+            table = self._table(library, structure.kind, end_tokens)
+        self._tables[end_tokens] = table
+        while len(self._tables) > MAX_TABLES:
+            del self._tables[next(iter(self._tables))]
+        matcher = library.LLMatcher(table, _source(library, structure), log_level=0)
         if matcher.is_error():
             raise ValueError(f"`{structure.kind}` is not valid: {matcher.get_error().strip()}")
         return Grammar(matcher, table, prompt_length, self._vocab_size)
@@ -133,6 +137,11 @@ class Grammar:
         self._matcher.rollback(len(draft))
         return Draft.chain((*draft.tokens, *forced), (*draft.places, *[None] * len(forced)))
 
+    def is_complete(self, context: Sequence[int]) -> bool:
+        """Whether the answer, which holds no end token yet, may end behind `context`."""
+        self._follow(context[self._seen :])
+        return bool(self._matcher.is_accepting())
+
     def _follow(self, tokens: Sequence[int]) -> None:
         self._seen += len(tokens)
         if tokens and not self._matcher.consume_tokens(list(tokens)):
@@ -165,7 +174,7 @@ class Grammar:
 
 def _from_schema(library: Any, structure: Structure) -> str:
     schema = structure.source
-    text = json.dumps(dict(schema)) if isinstance(schema, Mapping) else str(schema)
+    text = json.dumps(dict(schema)) if isinstance(schema, Mapping) else schema
     return str(library.LLMatcher.grammar_from_json_schema(text, defaults=FIXED_FORM))
 
 
@@ -174,6 +183,13 @@ _SOURCES: dict[str, Callable[[Any, Structure], str]] = {
     "regex": lambda library, structure: str(library.grammar_from("regex", structure.source)),
     "grammar": lambda library, structure: str(library.grammar_from("grammar", structure.source)),
 }
+
+
+def _source(library: Any, structure: Structure) -> str:
+    try:
+        return _SOURCES[structure.kind](library, structure)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{structure.kind}` is not valid: {error}") from error
 
 
 def _library(kind: str) -> Any:

@@ -13,16 +13,18 @@ from llma_rag.answer import Answer
 from llma_rag.detokenizer import Detokenizer, StopStrings
 from llma_rag.drafters import Drafters, Drafting
 from llma_rag.drafting import Draft
-from llma_rag.encoding import encode_prompt, special_tokens
+from llma_rag.encoding import encode_prompt, special_tokens, spelled
 from llma_rag.engine.options import Settings, resolve
 from llma_rag.engine.outcome import Outcome
 from llma_rag.engine.prefixes import CHUNK, PrefixCache
 from llma_rag.engine.processors import build_processors
 from llma_rag.engine.step import Pass, StepRunner, check_model
 from llma_rag.grammar import Grammar, GrammarCompiler
+from llma_rag.own_tokenizer import OwnTokenizer
 from llma_rag.provenance import joined
 from llma_rag.result import (
     ContextOverflowError,
+    FinishReason,
     GenerationChunk,
     GenerationOptions,
     GenerationRequest,
@@ -53,7 +55,7 @@ class Loop:
         load: Load | None = None,
     ) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self._own_tokenizer = OwnTokenizer(tokenizer)
         self._runner = runner
         self._context_length = context_length
         self._defaults = defaults
@@ -61,11 +63,15 @@ class Loop:
         self._prefixes = prefixes
         self._load = load or Load()
         self._vocab_size = _vocab_size(model)
+        self._use(self._own_tokenizer.current())
+
+    def _use(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
         self._grammars = GrammarCompiler(tokenizer, self._vocab_size)
         self._drafters = Drafters(
-            tokenizer, drafting, banned_tokens=self._special, vocab_size=self._vocab_size,
-            supports_trees=runner.supports_trees,
+            tokenizer, self._drafting, banned_tokens=self._special, vocab_size=self._vocab_size,
+            supports_trees=self._runner.supports_trees,
         )  # fmt: skip
 
     def decode(self, request: GenerationRequest) -> Decoding:
@@ -80,6 +86,9 @@ class Loop:
         try:
             if task.answer.remaining > 0:
                 yield from self._decode(task)
+        except Exception:
+            yield from _news(task.answer)
+            raise
         finally:
             task.row.release()
         return task.result()
@@ -108,11 +117,7 @@ class Loop:
             _recycle(step, nodes, likeliest, task)
             draft = self._draft(task)
             following = Pass(task.row, context[-1:], draft.tokens, draft.parents)
-            try:
-                step, outcome = yield from _run(following)
-            except Exception:
-                yield from _news(answer)
-                raise
+            step, outcome = yield from _run(following)
             yield from _news(answer)
         yield from _news(answer)
         self._drafters.store(task)
@@ -145,6 +150,9 @@ class Loop:
         return prompt[start:]
 
     def _task(self, request: GenerationRequest, counts: Counts) -> Task:
+        tokenizer = self._own_tokenizer.current()
+        if tokenizer is not self._tokenizer:
+            self._use(tokenizer)
         self._drafters.check(request)
         check_model(self._model)
         context = encode_prompt(self._tokenizer, request.prompt, self._vocab_size)
@@ -199,25 +207,14 @@ class Loop:
         )
 
     def _answer(self, settings: Settings) -> Answer:
-        ends, strings = set(settings.end_tokens), []
-        for string in settings.stop:
-            token = self._special_token(string)
-            if token is None:
-                strings.append(string)
-            else:
-                ends.add(token)
+        # What has a form ends where that is complete, whatever its text holds.
+        stop = settings.stop if settings.structure is None else ()
         return Answer(
             Detokenizer(self._tokenizer),
-            StopStrings(strings),
-            end_tokens=frozenset(ends),
+            StopStrings(stop),
+            end_tokens=frozenset(settings.end_tokens),
+            special=spelled(self._tokenizer, self._special) if stop else {},
             max_new_tokens=settings.max_new_tokens,
-        )
-
-    def _special_token(self, string: str) -> int | None:
-        """Return the id of a stop string that is one special token, which has no text."""
-        return next(
-            (one for one in self._special if self._tokenizer.convert_ids_to_tokens(one) == string),
-            None,
         )
 
     def _draft(self, task: Task) -> Draft:
@@ -271,18 +268,28 @@ def _recycle(
 def _commit(step: Pass, draft: Draft, choose: Choose, task: Task) -> list[int]:
     """Append what the model chose to the context and the answer; return the accepted nodes."""
     nodes: list[int] = []
-    for token, node in accepted(step.drafted, step.parents, choose):
-        task.context.append(token)
-        if node is not None:
-            nodes.append(node)
-        goes_on = task.answer.commit(token)
-        reason = task.criteria(task.context)
-        if reason is not None:
-            task.answer.end(reason)
-        if not goes_on or reason is not None:
-            break
-    task.answer.trace(joined([draft.places[node] for node in nodes]))
+    try:
+        for token, node in accepted(step.drafted, step.parents, choose):
+            task.context.append(token)
+            if node is not None:
+                nodes.append(node)
+            goes_on = task.answer.commit(token)
+            reason = _stopped(task)
+            if reason is not None:
+                task.answer.end(reason)
+            if not goes_on or reason is not None:
+                break
+    finally:  # what was accepted before an error is delivered
+        task.answer.trace(joined([draft.places[node] for node in nodes]))
     return nodes
+
+
+def _stopped(task: Task) -> FinishReason | None:
+    """Return why the caller's criteria end the answer here; None if it goes on."""
+    reason = task.criteria(task.context)
+    if reason != "stop" or task.grammar is None or task.answer.finish_reason == "stop":
+        return reason
+    return "stop" if task.grammar.is_complete(task.context) else "length"
 
 
 def _run(step: Pass) -> Generator[Any, Any, tuple[Pass, Outcome]]:

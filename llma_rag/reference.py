@@ -58,6 +58,24 @@ def accept_references(given: Iterable[object]) -> AcceptedReferences:
     )
 
 
+def listed(name: str, given: object, what: str) -> list[Any]:
+    """Return a copy of a list that a caller handed over.
+
+    Args:
+        name: The option.
+        given: Its value.
+        what: What the list holds.
+
+    Raises:
+        TypeError: If it is one text or object, or a mapping.
+    """
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        return list(given)
+    raise TypeError(
+        f"`{name}` must be a list of {what}, got a `{type(given).__name__}`; put it into a list."
+    )
+
+
 def _is_usable(text: object) -> bool:
     if not isinstance(text, str) or not text.strip():
         return False

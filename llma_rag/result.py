@@ -1,10 +1,10 @@
 """Say what a caller asks of the decoder and what comes back; plain data, no tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, cast
 
-from llma_rag.reference import References
+from llma_rag.reference import References, listed
 
 Prompt = str | Sequence[int]
 """Text, tokenised with the special tokens of the tokenizer, or token ids used as they are."""
@@ -16,6 +16,15 @@ class GenerationOptions(TypedDict, total=False):
     """What a call may set; names and meaning are those of transformers' `GenerationConfig`.
 
     Unset options come from the decoder's constructor, then from the model's `generation_config`.
+
+    Attributes:
+        stop: Texts that end the answer and are not part of it. They are looked for in what the
+            tokens spell, special tokens included, and not in an answer that has a form.
+        stopping_criteria: As in transformers; one that ends an answer before its form is complete
+            makes it end with the reason `"length"`.
+        json_schema: Form of the answer: a schema or its JSON text.
+        regex: Form of the answer: an expression that it matches from its beginning to its end.
+        grammar: Form of the answer: a grammar of Lark or GBNF.
     """
 
     max_new_tokens: int
@@ -92,13 +101,55 @@ class GenerationRequest:
 
     @classmethod
     def of(cls, prompt: Prompt, options: RequestOptions) -> "GenerationRequest":
-        """Return the request of a call; options are checked where it is decoded."""
-        given: dict[str, Any] = dict(options)
+        """Return the request of a call, which shares nothing that its caller may change.
+
+        Values of options are checked where it is decoded.
+
+        Raises:
+            TypeError: If one text or object stands where a list of them belongs.
+        """
+        given = copied_options(options)
         own = {name: given.pop(name) for name in _OWN if name in given}
-        return cls(prompt=prompt, options=cast("GenerationOptions", given), **own)
+        own = {name: value for name, value in own.items() if value is not None}
+        return cls(prompt=_copied(prompt), options=cast("GenerationOptions", given), **own)
 
 
 _OWN = RequestOptions.__annotations__.keys() - GenerationOptions.__annotations__.keys()
+
+_LISTS = {
+    "references": "texts",
+    "history": "texts",
+    "logits_processor": "processors",
+    "stopping_criteria": "criteria",
+}
+"""Options that are lists of objects, and what these are called."""
+
+
+def copied_options(options: Mapping[str, Any] | RequestOptions) -> dict[str, Any]:
+    """Return options whose lists, mappings and arrays are copies.
+
+    Raises:
+        TypeError: If one text or object stands where a list of them belongs.
+    """
+    return {
+        name: listed(name, value, _LISTS[name])
+        if name in _LISTS and value is not None
+        else _copied(value)
+        for name, value in options.items()
+    }
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a list, mapping or array and of what it holds; all else as it is."""
+    if hasattr(value, "tolist"):  # arrays and tensors
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    if isinstance(value, MutableSequence | Set) and not isinstance(value, bytearray):
+        return list(map(_copied, value))
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class Chooser:
                 raise NonFiniteLogitsError(len(context))
             scores = logits[row : row + 1].to(torch.float32, copy=True)
             for process in self._processors:
-                scores = process(ids.of(context), scores)
+                scores = _checked(process(ids.of(context), scores), scores, process)
             return self._pick(scores[0], len(context))
 
         return choose
@@ -178,10 +178,22 @@ def fresh_seed() -> int:
     return int(torch.randint(1 << 62, (), dtype=torch.long))
 
 
+def _checked(scores: object, before: torch.Tensor, process: object) -> torch.Tensor:
+    """Return the scores that a processor gave, which must be as many as before."""
+    if isinstance(scores, torch.Tensor) and scores.shape == before.shape:
+        return scores
+    given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    raise ValueError(
+        f"`logits_processor` must hold processors that return scores of shape "
+        f"{tuple(before.shape)}, got {given} from {type(process).__name__}."
+    )
+
+
 def _check_best(score: float, position: int) -> None:
     """Refuse what the options made of logits that were numbers when the model returned them."""
     if score == -np.inf or np.isnan(score):
         raise ValueError(
-            f"The options forbid every token at position {position}; loosen `suppress_tokens`, "
-            "`bad_words_ids`, the grammar or the caller's logits processors."
+            f"The options forbid every token at position {position}, or make scores that are no "
+            "numbers; loosen `suppress_tokens`, `bad_words_ids`, the grammar or the caller's "
+            "logits processors."
         )

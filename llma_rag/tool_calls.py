@@ -27,12 +27,14 @@ class WrittenCall(NamedTuple):
 
         Raises:
             ValueError: If they are no valid JSON.
-            TypeError: If they are no object.
+            TypeError: If they are no object, or the name is no text.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"`name` must be a string, got `{type(name).__name__}`.")
         parsed = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments or {}
         if not isinstance(parsed, dict):
             raise TypeError(f"`arguments` must be an object, got `{type(parsed).__name__}`.")
-        return cls(str(name), parsed)
+        return cls(name, parsed)
 
 
 class UnreadableCall(NamedTuple):

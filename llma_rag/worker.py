@@ -1,13 +1,15 @@
 """Let one thread own a model; requests from threads and event loops take turns on it."""
 
 import atexit
+import logging
 import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from llma_rag.engine.cpu.threads import release_idle_threads
 from llma_rag.engine.outcome import Outcome
@@ -19,6 +21,11 @@ MAX_ACTIVE = 8
 
 Decoding = Generator[Pass | GenerationChunk, Outcome, GenerationResult]
 """A request being decoded: yields passes to run and text to deliver, returns the result."""
+
+
+Event = TypeVar("Event")
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -71,24 +78,37 @@ class _Job:
         return self._resume(lambda: self.decoding.throw(error))
 
     def close(self) -> None:
-        self.decoding.close()
+        """End the request; whatever its clean-up raises has nobody to go to."""
+        with suppress(BaseException):
+            self.decoding.close()
+
+    def fail(self, error: BaseException) -> None:
+        self.close()
+        _deliver(self.sink.fail, error)
 
     def _resume(self, resume: Callable[[], Pass | GenerationChunk]) -> bool:
         """Run the request up to its next pass; return whether it goes on."""
         try:
             event = resume()
             while isinstance(event, GenerationChunk):
-                self.sink.put(event)
+                _deliver(self.sink.put, event)
                 event = next(self.decoding)
         except StopIteration as end:
-            self.sink.done(end.value)
+            _deliver(self.sink.done, end.value)
         except BaseException as error:
-            self.decoding.close()
-            self.sink.fail(error)
+            self.fail(error)
         else:
             self.wanted = event
             return True
         return False
+
+
+def _deliver(sink: Callable[[Event], None], event: Event) -> None:
+    """Hand over an event; the thread outlives what a caller's callback raises."""
+    try:
+        sink(event)
+    except BaseException:
+        logger.exception("A callback of a request raised an error.")
 
 
 class Worker:
@@ -110,10 +130,16 @@ class Worker:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
 
     def submit(self, decoding: Decoding, sink: Sink) -> None:
-        """Hand over a request; its events reach the sink from the worker's thread."""
+        """Hand over a request; its events reach the sink from the worker's thread.
+
+        Raises:
+            RuntimeError: If the interpreter is about to end.
+        """
+        if _leaving.is_set():
+            raise RuntimeError(ENDED)
         release_idle_threads()
         with self._lock:
-            if self._thread is None or self._process != os.getpid():
+            if not self._is_serving:
                 last = self._last if self._process == os.getpid() else None
                 self._queue = queue.SimpleQueue()
                 self._process = os.getpid()
@@ -126,6 +152,13 @@ class Worker:
                 _serving[self._thread] = self._queue
                 self._thread.start()
             self._queue.put(_Job(decoding, sink))
+            if _leaving.is_set():  # meanwhile; the thread may have looked at the queue before
+                _fail_waiting(self._queue)
+
+    @property
+    def _is_serving(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive() and self._process == os.getpid()
 
     def stop(self) -> None:
         """End the thread once the requests it has are done; a later request starts a new one."""
@@ -143,6 +176,9 @@ _serving: "weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | 
     weakref.WeakKeyDictionary()
 )
 _leaving = threading.Event()
+
+
+ENDED = "No more answers are decoded: the decoder's thread has ended, as it does before Python ends."
 
 
 @atexit.register
@@ -165,10 +201,24 @@ def _serve(
         del last
     active: list[_Job] = []
     open_for_more = True
-    while (open_for_more or active) and not _leaving.is_set():
-        open_for_more = _admit(jobs, active, open_for_more)
-        load.active = len(active)
-        active = [job for job in active if _advance(job, run)]
+    try:
+        while (open_for_more or active) and not _leaving.is_set():
+            open_for_more = _admit(jobs, active, open_for_more)
+            load.active = len(active)
+            active = [job for job in active if _advance(job, run)]
+    finally:
+        for job in active:
+            job.fail(RuntimeError(ENDED))
+        _fail_waiting(jobs)
+
+
+def _fail_waiting(jobs: "queue.SimpleQueue[_Job | None]") -> None:
+    """Fail the requests that nobody will start any more."""
+    with suppress(queue.Empty):
+        while True:
+            job = jobs.get_nowait()
+            if job is not None:
+                job.fail(RuntimeError(ENDED))
 
 
 def _admit(jobs: "queue.SimpleQueue[_Job | None]", active: list[_Job], open_for_more: bool) -> bool:

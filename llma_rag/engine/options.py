@@ -2,7 +2,8 @@
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -171,13 +172,22 @@ def _max_new_tokens(count: int | None, config: GenerationConfig, prompt_length: 
             )
     if count is None:
         count = DEFAULT_MAX_NEW_TOKENS
-    if count < 0:
-        raise ValueError(f"`max_new_tokens` must be at least 0, got {count}.")
-    return int(count)
+    try:
+        number = operator.index(count)
+    except TypeError as error:
+        raise TypeError(f"`max_new_tokens` must be an integer, got {count!r}.") from error
+    if number < 0:
+        raise ValueError(f"`max_new_tokens` must be at least 0, got {number}.")
+    return number
 
 
 def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    strings = stop or ()
+    if isinstance(strings, str):
+        return (strings,)
+    if not isinstance(strings, Iterable):
+        raise TypeError(f"`stop` must be a string or a list of strings, got {stop!r}.")
+    strings = tuple(strings)
     if not all(isinstance(string, str) and string for string in strings):
         raise ValueError(f"`stop` must hold non-empty strings, got {strings!r}.")
     return strings
@@ -195,7 +205,18 @@ def _structure(options: Mapping[str, Any]) -> Structure | None:
     asked = [name for name in ("json_schema", "regex", "grammar") if name in options]
     if len(asked) > 1:
         raise ValueError(f"`{asked[0]}` and `{asked[1]}` exclude each other; pass one of them.")
-    return Structure(asked[0], options[asked[0]]) if asked else None
+    return Structure(asked[0], _source(asked[0], options[asked[0]])) if asked else None
+
+
+def _source(kind: str, source: object) -> str | Mapping[str, Any]:
+    if isinstance(source, str) or (kind == "json_schema" and isinstance(source, Mapping)):
+        return source
+    if kind != "json_schema":
+        raise TypeError(f"`{kind}` must be a string, got {source!r}.")
+    raise TypeError(
+        f"`json_schema` must be a mapping or its JSON text, got {source!r}; of a Pydantic class "
+        "pass what `model_json_schema()` returns."
+    )
 
 
 def _as_list(ids: int | Sequence[int] | None) -> list[int]:
@@ -204,4 +225,11 @@ def _as_list(ids: int | Sequence[int] | None) -> list[int]:
     try:
         return [operator.index(ids)]  # type: ignore[arg-type]  # numbers of other libraries too
     except TypeError:
-        return [int(one) for one in ids]  # type: ignore[union-attr]  # None was dealt with
+        pass
+    if isinstance(ids, Iterable) and not isinstance(ids, str | bytes):
+        with suppress(TypeError):
+            return [operator.index(one) for one in ids]
+    raise TypeError(
+        f"`eos_token_id` must be a token id or a list of them, got {ids!r}; "
+        "pass a text that ends the answer as `stop`."
+    )

@@ -34,6 +34,9 @@ from llma_rag.engine.options import Settings
 Processor = Callable[[Any, torch.Tensor], torch.Tensor]
 """Takes ids [1, n] and scores [1, vocabulary], returns scores; called once per position."""
 
+LEAST_TEMPERATURE = 1e-30
+"""A score divided by less is infinite."""
+
 
 class RepeatPenalty:
     """Lower the scores of tokens that the answer holds already, as OpenAI's interface does.
@@ -178,6 +181,11 @@ def _with_callers(own: Sequence[Processor], callers: Sequence[Processor]) -> lis
 def _warpers(settings: Settings, device: torch.device) -> Iterator[Processor]:
     config = settings.config
     if config.temperature is not None and config.temperature != 1:
+        if not config.temperature >= LEAST_TEMPERATURE:
+            raise ValueError(
+                f"`temperature` must be 0, which takes the likeliest token, or at least "
+                f"{LEAST_TEMPERATURE}, got {config.temperature}."
+            )
         yield TemperatureLogitsWarper(float(config.temperature))
     if getattr(config, "top_h", None) is not None:
         yield TopHLogitsWarper(top_h=config.top_h)
