@@ -3,11 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from llma_rag.joint_schemas import joint_schemas
+
 _Tool = TypeVar("_Tool", bound=Mapping[str, Any])
 
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Keywords whose value holds schemas under names of its own."""
+
+Change = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+"""Takes a schema whose parts were changed, and that schema as it was; returns it changed."""
 
 _DATA = ("const", "enum", "default", "examples")
 """Keywords whose value is no schema."""
@@ -24,16 +29,19 @@ _FORMATS = frozenset(
 def closed_schema(schema: Any) -> Any:
     """Return a schema whose objects have only the properties it names, as OpenAI's strict mode.
 
-    An object that says something about `additionalProperties` itself keeps it. `uniqueItems` and
-    formats that no grammar holds (Pydantic's of sets, paths, bytes, secrets) are left out: they are
-    left to what validates the answer.
+    An object that says something about `additionalProperties` itself keeps it, and one that several
+    schemas describe together (`allOf`, or properties beside `$ref` or `anyOf`) stays open: each of
+    them would forbid what the others name. `uniqueItems` and formats that no grammar holds
+    (Pydantic's of sets, paths, bytes, secrets) are left out: they are left to what validates the
+    answer.
 
     >>> closed_schema({"type": "object", "properties": {}})["additionalProperties"]
     False
     >>> closed_schema({"type": "string", "format": "path"})
     {'type': 'string'}
     """
-    return _changed(schema, _closed)
+    joint = joint_schemas(schema)
+    return _changed(schema, lambda part, was: _closed(part, is_joint=id(was) in joint))
 
 
 def tool_call_schema(
@@ -112,7 +120,7 @@ def _call(function: Mapping[str, Any]) -> dict[str, Any]:
 def _moved(schema: Any, place: str) -> Any:
     """Return a schema that stood alone and now stands at `place`, a JSON pointer."""
 
-    def moved(part: dict[str, Any]) -> dict[str, Any]:
+    def moved(part: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
         target = part.get("$ref")
         if not isinstance(target, str) or not target.startswith("#"):
             return part
@@ -121,9 +129,9 @@ def _moved(schema: Any, place: str) -> Any:
     return _changed(schema, moved)
 
 
-def _closed(part: dict[str, Any]) -> dict[str, Any]:
+def _closed(part: dict[str, Any], *, is_joint: bool) -> dict[str, Any]:
     part = {key: value for key, value in part.items() if not _is_beyond_grammars(key, value)}
-    if not isinstance(part.get("properties"), dict):
+    if is_joint or not isinstance(part.get("properties"), dict):
         return part
     return {"additionalProperties": False} | part
 
@@ -134,16 +142,17 @@ def _is_beyond_grammars(key: str, value: Any) -> bool:
     )
 
 
-def _changed(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _changed(schema: Any, change: Change) -> Any:
     """Return a schema after `change` of every schema in it, the inner ones first."""
     if isinstance(schema, list):
         return [_changed(part, change) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    return change({key: _changed_value(key, value, change) for key, value in schema.items()})
+    new = {key: _changed_value(key, value, change) for key, value in schema.items()}
+    return change(new, schema)
 
 
-def _changed_value(key: str, value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def _changed_value(key: str, value: Any, change: Change) -> Any:
     if key in _DATA:
         return value
     if key in _NAMED and isinstance(value, dict):

@@ -40,6 +40,52 @@ def test_objects_hold_only_the_properties_that_are_named() -> None:
     assert closed_schema(INNER | {"additionalProperties": True})["additionalProperties"] is True
 
 
+TEXT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+JOINT = {
+    "both": {"allOf": [TEXT, INNER | {"required": ["b"]}]},
+    "nested": {"allOf": [{"allOf": [TEXT, {"title": "none"}]}, INNER | {"required": ["b"]}]},
+    "beside": {**TEXT, "allOf": [INNER | {"required": ["b"]}]},
+    "reference": {**TEXT, "$ref": "#/$defs/B~1", "$defs": {"B/": INNER | {"required": ["b"]}}},
+    "references": {
+        "allOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
+        "$defs": {"A": TEXT, "B": INNER | {"required": ["b"]}},
+    },
+    "one of": {**TEXT, "anyOf": [INNER | {"required": ["b"]}]},
+}
+
+
+@pytest.mark.parametrize("kind", JOINT)
+def test_schemas_of_one_object_leave_room_for_each_other(kind: str) -> None:
+    schema = closed_schema(JOINT[kind])
+    assert allowed(schema, '{"a":"x","b":7}')
+    assert not allowed(schema, '{"a":"x","b":"7"}')
+    call = tool_call_schema([function("f", JOINT[kind])])
+    assert allowed(call, '{"name":"f","arguments":{"a":"x","b":7}}')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [INNER], "title": "one"},
+        {"allOf": [{"$ref": "#/$defs/B"}, {"required": ["b"]}], "$defs": {"B": INNER}},
+        {"$ref": "#/$defs/B", "description": "one", "$defs": {"B": INNER}},
+        {"anyOf": [INNER, {"$ref": "#/$defs/T"}], "$defs": {"T": TEXT}},
+        {**INNER, "anyOf": [{"required": ["b"]}, {"maxProperties": 0}]},
+        {"$ref": "#/$defs/Gone", **INNER},
+        {"allOf": [{"properties": {"c": INNER}, "additionalProperties": False}, {"title": "c"}]},
+    ],
+)
+def test_a_schema_that_describes_an_object_alone_is_closed(schema: dict) -> None:
+    text = json.dumps(closed_schema(schema))
+    assert text.count('"additionalProperties": false') == text.count('"properties"')
+
+
+def test_objects_within_joint_schemas_are_closed() -> None:
+    schema = closed_schema({"allOf": [{"properties": {"c": INNER}}, TEXT]})
+    assert "additionalProperties" not in schema["allOf"][0]
+    assert schema["allOf"][0]["properties"]["c"]["additionalProperties"] is False
+
+
 @pytest.mark.parametrize("key", ["const", "default", "enum"])
 def test_values_are_no_schemas(key: str) -> None:
     value = {"properties": {"a": 1}}
