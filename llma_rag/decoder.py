@@ -258,11 +258,7 @@ class Decoder:
     async def agenerate(
         self, prompt: Prompt, **options: Unpack[RequestOptions]
     ) -> GenerationResult:
-        """Await an answer without blocking the event loop; cancelling the task stops the model.
-
-        Raises:
-            RuntimeError: If the decoder's own thread asks, which would wait for itself.
-        """
+        """Await an answer without blocking the event loop; cancelling the task stops the model."""
         self._refuse_own_thread()
         return await asyncio.wrap_future(self.submit(prompt, **options))
 
@@ -278,11 +274,7 @@ class Decoder:
         return stream
 
     def astream(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncGenerationStream:
-        """Return an asynchronous iterator over the answer; call it inside a running loop.
-
-        Raises:
-            RuntimeError: If the decoder's own thread asks, or no loop is running.
-        """
+        """Return an asynchronous iterator over the answer; call it inside a running loop."""
         self._refuse_own_thread()
         stream = AsyncGenerationStream()
         self._start(stream.sink, prompt, options)

@@ -39,7 +39,9 @@ def _parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 def _others(part: dict[str, Any], whole: Any) -> list[list[Any]]:
     """Return the schemas that hold where `part` does; one of each list is enough."""
-    lists = {key: part[key] for key in ("allOf", "anyOf", "oneOf") if isinstance(part.get(key), list)}
+    lists = {
+        key: part[key] for key in ("allOf", "anyOf", "oneOf") if isinstance(part.get(key), list)
+    }
     groups = [[one] for one in lists.pop("allOf", [])]
     return [*groups, *lists.values(), [_target(part.get("$ref"), whole)]]
 

@@ -178,7 +178,7 @@ _serving: "weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | 
 _leaving = threading.Event()
 
 
-ENDED = "No more answers are decoded: the decoder's thread has ended, as it does before Python ends."
+ENDED = "No more answers are decoded: the thread has ended, as it does before Python ends."
 
 
 @atexit.register

@@ -134,6 +134,24 @@ def test_T29_errors_of_processors_reach_the_caller_as_they_are(
     right(decoder)
 
 
+@pytest.mark.parametrize("at", [1, 2, 9, 32])
+def test_T29_what_was_accepted_before_an_error_is_delivered(at: int) -> None:
+    """The error is raised within a pass that accepts many tokens."""
+    told = {}
+    for references in ([], [ANSWER]):
+        stream = tell(ANSWER).stream(
+            PROMPT, references=references, max_new_tokens=40,
+            logits_processor=[Failing(at, fails(ZeroDivisionError("x")))],
+        )  # fmt: skip
+        chunks = []
+        with pytest.raises(ZeroDivisionError):
+            chunks += stream  # extends before it raises
+        told[bool(references)] = "".join(chunk.text for chunk in chunks)
+        spans = [span for chunk in chunks for span in chunk.copied_spans]
+    assert told[True] == told[False] == ANSWER[: at - 1]
+    assert at < 9 or spans[-1].end == at - 1
+
+
 @pytest.mark.parametrize("at", range(1, STEPS))
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), SystemExit(3)])
 def test_T29_errors_of_the_model_reach_the_caller_as_they_are(

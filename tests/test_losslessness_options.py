@@ -13,7 +13,7 @@ from transformers import (
     WatermarkingConfig,
 )
 
-from llma_rag import Decoder
+from llma_rag import Decoder, Reference
 from llma_rag.testing import ScriptedModel
 from tests.models import VOCAB, character_tokenizer, of_generate, tiny_model
 from tests.scripted import PROMPT, ids, tell
@@ -51,6 +51,16 @@ OURS: dict[str, dict[str, Any]] = {
     "presence_penalty": {"presence_penalty": 1.5},
     "frequency_penalty": {"frequency_penalty": 0.7},
 }
+
+
+class Shaped(LogitsProcessor):
+    """Returns something else than scores of the shape that it got."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self.change(scores)
 
 
 def decoder() -> Decoder:
@@ -268,3 +278,53 @@ def test_options_of_the_call_win_over_defaults_they_over_the_model() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decoder().generate([5, 6], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": "5"}, "`max_new_tokens` must be an integer, got '5'"),
+        ({"max_new_tokens": 1.7}, "`max_new_tokens` must be an integer, got 1.7"),
+        ({"stop": 5}, "`stop` must be a string or a list of strings, got 5"),
+        ({"eos_token_id": "</s>"}, "`eos_token_id` must be .* as `stop`"),
+        ({"eos_token_id": ["</s>"]}, "`eos_token_id` must be .* as `stop`"),
+        ({"logits_processor": Shaped(None)}, "`logits_processor` must be a list of processors"),
+        ({"stopping_criteria": Shaped(None)}, "`stopping_criteria` must be a list of criteria"),
+        ({"references": "one text"}, "`references` must be a list of texts, got a `str`"),
+        ({"references": Reference("one text")}, "`references` must be a list .* `Reference`"),
+        ({"references": {"id": "text"}}, "`references` must be a list of texts, got a `dict`"),
+        ({"history": "one text"}, "`history` must be a list of texts, got a `str`"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        decoder().generate([5, 6], **options)
+
+
+def test_options_that_are_none_are_not_set() -> None:
+    plain = decoder().generate([5, 6], max_new_tokens=9)
+    nothing = {"references": None, "history": None, "draft": None, "stop": None, "regex": None}
+    result = decoder().generate([5, 6], max_new_tokens=9, **nothing)
+    assert result.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda scores: scores[0], rf"\({VOCAB},\)"),
+        (lambda scores: scores[:, :7], r"\(1, 7\)"),
+        (lambda scores: None, "NoneType"),
+    ],
+)
+def test_a_processor_that_returns_something_else_is_named(
+    change: Any, got: str, sample: bool
+) -> None:
+    with pytest.raises(ValueError, match=rf"shape \(1, {VOCAB}\), got {got} from Shaped"):
+        decoder().generate([5, 6], logits_processor=[Shaped(change)], do_sample=sample)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-38, -1.0, float("nan")])
+def test_a_temperature_that_no_score_can_be_divided_by_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"`temperature` must be 0.* or at least 1e-30, got"):
+        decoder().generate([5, 6], do_sample=True, temperature=temperature)

@@ -82,6 +82,47 @@ def test_T18_rows_decoded_together_are_as_if_alone(family: str, rows: int) -> No
     assert sum(result.stats.accepted_tokens for result in results) > 0 or rows == 2
 
 
+@pytest.mark.parametrize("kind", ["list", "tensor"])
+def test_a_request_is_what_it_was_when_it_was_made(kind: str) -> None:
+    """The caller fills the same lists for the next request while this one waits its turn."""
+    decoder, gate = Decoder(build("llama", seed=1), character_tokenizer()), Waiting()
+    first, second = [50, 51, 52], [60, 61, 60]
+    asked = {"max_new_tokens": 12}
+    text = decoder.generate(first, draft=False, **asked).text
+    references, history, stop = [text], [text], ["never"]
+    ends, words, bias = [1], [[70, 71]], {(60,): -1.0}
+    own = {"references": references, "history": history, "stop": stop}
+    shared = {"eos_token_id": ends, "bad_words_ids": words, "sequence_bias": bias}
+    alone = decoder.generate(first, **own, **shared, **asked)
+    assert alone.stats.references_used == 1
+    prompt = torch.tensor(first) if kind == "tensor" else list(first)
+    processors = [gate]
+    future = decoder.submit(prompt, logits_processor=processors, **own, **shared, **asked)
+    stream = decoder.stream(prompt, **own, **shared, **asked)
+    prompt[:] = torch.tensor(second) if kind == "tensor" else second
+    processors.append(lambda ids, scores: scores * 0)
+    references.append("another")
+    history.clear()
+    stop[0] = text[1]
+    ends.append(alone.token_ids[0])
+    words[0][:] = alone.token_ids[:1]
+    bias[60,] = bias[alone.token_ids[0],] = -100.0
+    gate.open.set()
+    list(stream)
+    for result in (future.result(20), stream.result):
+        assert (result.token_ids, result.text) == (alone.token_ids, alone.text)
+        assert result.stats.references_used == 1
+    assert result.copied_spans == alone.copied_spans
+
+
+def test_defaults_are_what_they_were_when_the_decoder_was_made() -> None:
+    stop = ["never"]
+    decoder = Decoder(build("llama", seed=1), character_tokenizer(), defaults={"stop": stop})
+    before = decoder.generate([50, 51], max_new_tokens=9)
+    stop[0] = before.text[2]
+    assert decoder.generate([50, 51], max_new_tokens=9).text == before.text
+
+
 def tenants_words(tenant: int) -> list[int]:
     first = COMMON + CANARIES * tenant
     return list(range(first, first + CANARIES))

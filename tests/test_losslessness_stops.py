@@ -120,6 +120,50 @@ def test_T10_a_special_token_as_stop_string_ends_the_answer() -> None:
     assert (result.text, result.finish_reason) == ("Hello", "stop")
 
 
+@pytest.mark.parametrize(
+    ("script", "stop", "text"),
+    [
+        ("ab<|user|>cd", "b<|user|>", "a"),
+        ("ab<|user|>cd", "<|user|>c", "ab"),
+        ("ab<|user|>cd", "user|>c", "ab"),
+        ("ab<|user|><|user|>cd", "<|user|><|user|>", "ab"),
+        ("ab<|user|>cd<|user|>ef", "d<|user|>e", "abc"),
+        ("ab</s>cd", "b</s>", "a"),
+        ("ab<|user|>cd", "<|user|>x", None),
+        ("ab<|user|>cd", "bc", None),
+    ],
+)
+@pytest.mark.parametrize("drafted", [False, True])
+def test_T10_stop_strings_may_hold_special_tokens(
+    script: str, stop: str, text: str | None, drafted: bool
+) -> None:
+    """As `generate` finds them, and cut where they begin."""
+    model, _ = scripted()
+    decoder, count = tell(script), len(ids(script))
+    prompt = torch.tensor([ids(PROMPT)])
+    expected = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count,
+        stop_strings=[stop], tokenizer=byte_tokenizer(), pad_token_id=0,
+    )[0, prompt.shape[1] :].tolist()  # fmt: skip
+    references = ["ab", "cdef", "abcdef"] if drafted else []
+    with decoder.stream(PROMPT, references=references, stop=stop, max_new_tokens=count) as stream:
+        pieces = [chunk.text for chunk in stream]
+    result = stream.result
+    assert list(result.token_ids) == expected
+    assert "".join(pieces) == result.text == (spelled(ids(script)) if text is None else text)
+    assert result.finish_reason == ("length" if text is None else "stop")
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_T10_a_special_token_may_be_spelled_in_ordinary_tokens(drafted: bool) -> None:
+    script = [token for character in "ab<|user|>cd" for token in ids(character)]
+    references = ["ab<|", "user", "|>cd"] if drafted else []
+    decoder = tell(script)
+    result = decoder.generate(PROMPT, stop="<|user|>", references=references, max_new_tokens=20)
+    assert (result.text, result.finish_reason) == ("ab", "stop")
+    assert list(result.token_ids) == script[: len("ab<|user|>")]
+
+
 class Recorded(StoppingCriteria):
     """Remembers what it was shown and stops behind a token or at a length."""
 

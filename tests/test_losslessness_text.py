@@ -257,8 +257,12 @@ def test_T36_token_ids_of_a_chat_template_are_used_as_they_are(kind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "prompt", [[], "", [1.5], [True], [[1, 2]], torch.tensor([[1, 2]]), [None]]
-)
+    "prompt",
+    [
+        [], "", [1.5], [True], [[1, 2]], torch.tensor([[1, 2]]), [None], b"ab", bytearray(b"ab"),
+        5, None, {"input_ids": [5]}, ["a"],
+    ],
+)  # fmt: skip
 def test_T36_a_prompt_that_is_none_is_refused(prompt) -> None:
     with pytest.raises((TypeError, ValueError), match="`prompt` must"):
         tell("abc").generate(prompt, max_new_tokens=1)

@@ -18,44 +18,15 @@ from llma_rag import ContextOverflowError, Decoder
 from llma_rag.engine.step import Pass, StepRunner
 from llma_rag.result import GenerationRequest
 from llma_rag.task import Counts
+from tests.counting import CountingModel, wait_until
 from tests.models import character_tokenizer, of_generate, tiny_decoder, tiny_model
 
 PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
 
 
-class CountingModel:
-    """Counts the forward passes of a model and can make one of them fail or wait."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.model = tiny_model("llama-gqa")
-        self.forwards = 0
-        self.fail_at: int | None = None
-        self.gate: threading.Semaphore | None = None
-        original = self.model.forward
-
-        def forward(*args, **kwargs):
-            self.forwards += 1
-            if self.gate is not None:
-                assert self.gate.acquire(timeout=20)
-            if self.forwards == self.fail_at:
-                raise ZeroDivisionError("a failing layer")
-            return original(*args, **kwargs)
-
-        forward.__signature__ = __import__("inspect").signature(original)
-        monkeypatch.setattr(self.model, "forward", forward)
-        self.decoder = Decoder(self.model, character_tokenizer())
-
-
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> CountingModel:
     return CountingModel(monkeypatch)
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -196,9 +167,18 @@ def test_the_decoders_own_thread_is_refused_an_answer_it_would_wait_for(closed: 
     decoder, caught = tiny_decoder("llama-gqa"), []
     go = threading.Event()
 
+    def awaited(prompt, **options):
+        asyncio.run(asyncio.wait_for(decoder.agenerate(prompt, **options), 20))
+
+    def iterated(prompt, **options):
+        async def read():
+            return [chunk async for chunk in decoder.astream(prompt, **options)]
+
+        asyncio.run(asyncio.wait_for(read(), 20))
+
     def ask(future):
         assert go.wait(20)
-        for call in (decoder.generate, decoder.stream):
+        for call in (decoder.generate, decoder.stream, awaited, iterated):
             with pytest.raises(RuntimeError, match="use `submit`"):
                 call(PROMPT, max_new_tokens=2)
         caught.append(decoder.submit(PROMPT, max_new_tokens=2))

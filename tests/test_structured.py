@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llma_rag import Decoder
 from llma_rag.demo import MODEL
+from llma_rag.grammar import MAX_TABLES
 from llma_rag.testing import BYTE_VOCABULARY, ScriptedModel, byte_tokenizer
 from tests.models import character_tokenizer, tiny_model
 from tests.scripted import PROMPT, ids, tell
@@ -75,6 +76,51 @@ def test_an_answer_that_is_cut_says_so() -> None:
     assert result.text == ANSWER[:20]
 
 
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("stop", [", ", '"age"', "</s>", "4"])
+def test_stop_strings_are_not_looked_for_in_a_form(stop: str, draft: bool) -> None:
+    decoder = tell(ANSWER + "</s>")
+    result = decoder.generate(
+        PROMPT, json_schema=PERSON, stop=[stop], draft=draft, max_new_tokens=200
+    )
+    assert (result.text, result.finish_reason) == (ANSWER, "stop")
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize(("count", "reason"), [(3, "length"), (6, "stop"), (7, "length")])
+def test_a_criterion_that_cuts_a_form_is_a_limit(count: int, reason: str, draft: bool) -> None:
+    """The form is complete behind six letters, and may go on."""
+    length = len(ids(PROMPT)) + count
+    result = tell("abcabcabc").generate(
+        PROMPT,
+        regex="(abc){2,3}",
+        stopping_criteria=[lambda seen, _: seen.shape[1] >= length],
+        draft=draft,
+        max_new_tokens=20,
+    )
+    assert (result.text, result.finish_reason) == ("abcabcabc"[:count], reason)
+
+
+def test_a_criterion_at_the_end_token_leaves_an_answer_complete() -> None:
+    criteria = [lambda seen, _: bool(seen[0, -1] == 1)]
+    result = tell("abc</s>").generate(
+        PROMPT, regex="abc", stopping_criteria=criteria, max_new_tokens=20
+    )
+    assert (result.text, result.finish_reason) == ("abc", "stop")
+
+
+def test_tables_of_few_choices_of_end_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, made = tell("abc"), []
+    grammars = decoder.loop._grammars
+    table = grammars._table
+    monkeypatch.setattr(grammars, "_tables", {})
+    monkeypatch.setattr(grammars, "_table", lambda *asked: made.append(asked[2]) or table(*asked))
+    for end in (5, 6, 5, 7, 8, 5, 9, 5, 6):
+        decoder.generate(PROMPT, regex="a", eos_token_id=end, max_new_tokens=2)
+    assert made == [(5,), (6,), (7,), (8,), (9,), (6,)]
+    assert len(grammars._tables) == MAX_TABLES
+
+
 @pytest.mark.parametrize(
     ("option", "source", "pattern"),
     [
@@ -126,10 +172,15 @@ def test_T16_a_grammar_that_starts_behind_the_reasoning_starts_inside_a_draft() 
         ({"regex": "[a-"}, "`regex` is not valid"),
         ({"json_schema": {"type": "objekt"}}, "`json_schema` is not valid.*objekt"),
         ({"grammar": "start: missing"}, "`grammar` is not valid.*missing"),
+        ({"json_schema": "not json"}, "`json_schema` is not valid"),
+        ({"json_schema": {"const": object()}}, "`json_schema` is not valid.*serializable"),
+        ({"json_schema": True}, "`json_schema` must be a mapping or its JSON text, got True"),
+        ({"json_schema": dict}, r"`json_schema` must be .* pass what `model_json_schema\(\)`"),
+        ({"regex": 5}, "`regex` must be a string, got 5"),
     ],
 )
 def test_forms_that_are_not_valid_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         tell("abc").generate(PROMPT, max_new_tokens=3, **options)
 
 

@@ -100,6 +100,7 @@ def test_without_tools_nothing_is_read():
         "add(1)",
         '{"arguments": {}}',
         '{"name": "a", "arguments": [1]}',
+        '{"name": null, "arguments": {}}',
         f"{JSON}}}",
         f"{JSON} {JSON}",
         '{"a":' * 10_000,
