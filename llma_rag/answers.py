@@ -260,7 +260,7 @@ def _own_files(directory: Path) -> list[Path]:
     found: list[tuple[int, Path]] = []
     for file in directory.iterdir():
         with suppress(OSError):  # gone meanwhile
-            if _OUR_NAMES.fullmatch(file.name) and file.is_file():
+            if _OUR_NAMES.fullmatch(file.name):
                 found.append((file.stat().st_mtime_ns, file))
     return [file for _, file in sorted(found)]
 

@@ -301,11 +301,12 @@ def test_options_of_another_kind_are_refused(options: dict[str, Any], message: s
         decoder().generate([5, 6], **options)
 
 
-def test_options_that_are_none_are_not_set() -> None:
-    plain = decoder().generate([5, 6], max_new_tokens=9)
-    nothing = {"references": None, "history": None, "draft": None, "stop": None, "regex": None}
-    result = decoder().generate([5, 6], max_new_tokens=9, **nothing)
+@pytest.mark.parametrize("names", [["references", "history"], ["draft"], ["stop", "regex"]])
+def test_options_that_are_none_are_not_set(names: list[str]) -> None:
+    plain = decoder().generate([5, 6], max_new_tokens=30)
+    result = decoder().generate([5, 6], max_new_tokens=30, **dict.fromkeys(names))
     assert result.token_ids == plain.token_ids
+    assert result.stats.forward_passes == plain.stats.forward_passes
 
 
 @pytest.mark.parametrize("sample", [False, True])
