@@ -141,6 +141,8 @@ def copied_options(options: Mapping[str, Any] | RequestOptions) -> dict[str, Any
 
 def _copied(value: Any) -> Any:
     """Return a copy of a list, mapping or array and of what it holds; all else as it is."""
+    if value is None or isinstance(value, int | str | float):  # quickly, as tokens of a prompt
+        return value
     if hasattr(value, "tolist"):  # arrays and tensors
         return value.tolist()
     if isinstance(value, Mapping):
