@@ -7,9 +7,9 @@ from concurrent.futures import as_completed, wait
 
 import pytest
 
-from llma_rag import worker
+from llma_rag import Decoder, worker
 from tests.counting import CountingModel, wait_until
-from tests.models import tiny_decoder
+from tests.models import character_tokenizer, tiny_decoder, tiny_model
 
 PROMPT = [0, 50, 60, 70, 80, 50, 60, 70]
 
@@ -140,7 +140,7 @@ def test_a_request_that_comes_while_python_ends_is_not_left_waiting(
             self.looks += 1
             return self.looks > 1
 
-    decoder = tiny_decoder("llama-gqa")
+    decoder = Decoder(tiny_model("llama-gqa"), character_tokenizer())
     decoder.generate(PROMPT, max_new_tokens=1)
     monkeypatch.setattr(worker, "_serving", weakref.WeakKeyDictionary())
     monkeypatch.setattr(worker.Worker, "_is_serving", True)

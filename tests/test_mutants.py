@@ -29,6 +29,7 @@ from tests import test_losslessness_text as texts
 from tests import test_probe as probes
 
 _end, _over, _criteria = Answer.end, Chooser.over, Criteria.__call__
+_add = detokenizer.StopStrings.add
 _gumbel, _resolve = sampling.gumbel, loop.resolve
 _encode, _retrieved = drafters.encode_references, list[Reference]()
 
@@ -51,15 +52,17 @@ def at_the_end_of_a_run(self: Criteria, context: Sequence[int]) -> Any:
     return _criteria(self, context) if len(context) % 3 == 0 else None
 
 
-def only_new_text(self: detokenizer.StopStrings, text: str, new: int) -> int | None:
+def only_new_text(self: detokenizer.StopStrings, new: str, *, hidden: bool = False) -> int | None:
     """Look for stop strings inside the last piece of text only."""
-    found = [text.find(stop, len(text) - new) for stop in self.strings]
-    return min((one for one in found if one >= 0), default=None)
+    self._longest = 1
+    return _add(self, new, hidden=hidden)
 
 
-def last_stop(self: detokenizer.StopStrings, text: str, new: int) -> int | None:
+def last_stop(self: detokenizer.StopStrings, new: str, *, hidden: bool = False) -> int | None:
     """Cut at the last stop string in place of the first."""
-    return max((text.find(stop) for stop in self.strings if stop in text), default=None)
+    if _add(self, new, hidden=hidden) is None:
+        return None
+    return max(self._spelled.find(stop) for stop in self.strings)
 
 
 def stale(self: InputIds, context: Sequence[int]) -> torch.Tensor:
@@ -91,15 +94,15 @@ def of_all_requests(tokenizer: Any, accepted: AcceptedReferences, most: int) -> 
 
 MUTANTS: dict[str, tuple[Any, str, Any, Callable[[], Any]]] = {
     "stop strings are looked for in new text only": (
-        detokenizer.StopStrings, "find", only_new_text,
+        detokenizer.StopStrings, "add", only_new_text,
         lambda: stops.test_T10_stop_strings_cut_where_plain_decoding_cuts(0),
     ),
     "the last stop string cuts": (
-        detokenizer.StopStrings, "find", last_stop,
+        detokenizer.StopStrings, "add", last_stop,
         lambda: stops.test_T10_stop_strings_of_every_kind("x ab", ["b", "ab"]),
     ),
     "text that may become a stop string is shown": (
-        detokenizer.StopStrings, "safe_length", lambda self, text: len(text),
+        detokenizer.StopStrings, "safe_length", lambda self: len(self._spelled),
         lambda: stops.test_T10_stop_strings_of_every_kind("copied text END more", ["END"]),
     ),
     "criteria are not asked at every length": (
