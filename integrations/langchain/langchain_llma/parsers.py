@@ -19,9 +19,7 @@ from langchain_llma.structured import Method
 _LIMITED = (
     "The answer was cut at `max_tokens` or `timeout` before its JSON was complete; raise the limit."
 )
-_INCOMPLETE = (
-    "The answer is no complete JSON: `max_tokens`, `timeout` or a `stop` string may have cut it."
-)
+_INCOMPLETE = "The answer is no complete JSON: `max_tokens` or `timeout` may have cut it."
 
 
 class WholeJsonParser(JsonOutputParser):

@@ -75,7 +75,7 @@ def cut_call(text: str, *, limited: bool) -> ReadAnswer:
     error = (
         "The tool call was cut at `max_tokens` or `timeout`; raise the limit."
         if limited
-        else "The tool call is no complete JSON; a `stop` string may have cut it."
+        else "The tool call is no complete JSON."
     )
     call = invalid_tool_call(name=None, args=text, id=_new_id(), error=error)
     return ReadAnswer("", invalid=(call,))
