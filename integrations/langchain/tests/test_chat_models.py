@@ -265,7 +265,7 @@ def test_a_forced_call_that_was_cut_is_invalid(decoder: ProbeDecoder, reason: An
     assert (message.content, message.tool_calls) == ("", [])
     (cut,) = message.invalid_tool_calls
     assert cut["args"] == decoder.script
-    assert ("`max_tokens`" if reason == "length" else "`stop`") in (cut["error"] or "")
+    assert ("`max_tokens`" if reason == "length" else "no complete JSON") in (cut["error"] or "")
     assert message.response_metadata["finish_reason"] == reason
     streamed = _aggregate(llm.stream("hello"))
     assert (streamed.content, streamed.tool_calls) == ("", [])

@@ -39,7 +39,7 @@ METHODS: Any = ["json_schema", "json_mode"]
 @pytest.mark.parametrize("schema", [Trip, TRIP], ids=["class", "dict"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("reason", "named"), [("length", "cut at `max_tokens`"), ("stop", "`stop` string")]
+    ("reason", "named"), [("length", "cut at `max_tokens`"), ("stop", "no complete JSON")]
 )
 def test_a_cut_answer_is_no_instance(
     decoder: ProbeDecoder, schema: Any, method: Any, reason: Any, named: str
