@@ -1,7 +1,7 @@
 """A request takes little more memory than its keys and values and 16 bytes per reference token.
 
 What is held counts, not the holes of glibc's heap: freed tensors leave some between those that
-stay, in `generate` as much as here and differently in every run (10 to 55 MB with this model).
+stay, in `generate` as much as here, and differently in every run.
 """
 
 import ctypes

@@ -27,7 +27,9 @@ def test_a_run_that_calls_a_model_leaves_no_documents(
     rag(model(decoder, **fields)).invoke("u1")
     model(decoder).invoke(decoder.requests[0].prompt)
     assert decoder.requests[1].marks == frozenset()
-    assert recent_documents.get().documents == ()  # type: ignore[union-attr]
+    recent = recent_documents.get()
+    assert recent is not None
+    assert recent.documents == ()
 
 
 def test_a_failed_run_leaves_no_documents(decoder: ProbeDecoder) -> None:
@@ -35,7 +37,9 @@ def test_a_failed_run_leaves_no_documents(decoder: ProbeDecoder) -> None:
     broken = UserRetriever() | RunnableLambda(lambda documents: documents[2])
     with pytest.raises(IndexError):
         broken.invoke("u1")
-    assert recent_documents.get().documents == ()  # type: ignore[union-attr]
+    recent = recent_documents.get()
+    assert recent is not None
+    assert recent.documents == ()
 
 
 async def test_documents_stay_for_every_call_until_more_are_retrieved(

@@ -148,8 +148,9 @@ def test_a_retrievers_word_outranks_others() -> None:
     tree, (root, left, right) = RunTree(), (uuid4() for _ in range(3))
     tree.open(root, None)
     shown = [Document("second"), Document("first")]
-    tree.record(tree.open(left, root), shown, "chain")
-    tree.record(tree.get(left), shown[::-1], "retriever")  # type: ignore[arg-type]
+    below = tree.open(left, root)
+    tree.record(below, shown, "chain")
+    tree.record(below, shown[::-1], "retriever")
     tree.record(tree.open(right, root), shown, "chain")
     near = [(each.document.page_content, each.origin, each.distance) for each in tree.near(right)]
     assert near == [("second", "retriever", 0), ("first", "retriever", 0)]
